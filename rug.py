@@ -1,0 +1,571 @@
+"""The autoencoder f(x) = ReLU(W_out W_in x + b): its data, its gradients and its training, by hand.
+
+Read this file first, from top to bottom; it imports none of the others.
+
+1. the data       `sample` draws sparse batches without ever touching the zeros
+2. the model      `Autoencoder`: forward and backward in plain NumPy, the truth that the rest is tested against
+3. its quality    `evaluate` and `dead_features`, on fresh samples
+4. the hot loops  the same mathematics compiled, with sparse products wherever a factor is sparse
+5. the trainer    `Trainer`: one step = sample, forward, backward, Adam, shared by a few threads
+6. the files      .npz, written atomically, read without pickle
+
+Features come first in memory: `encoder[j]` is column j of W_in and `decoder[i]` is row i of W_out, both of
+shape (n_sparse, n_dense), so W[i, j] = decoder[i] · encoder[j]. Left out on purpose: every layer, optimiser
+and activation function but the ones that the paper (arXiv:2410.12101) needs.
+"""
+import os
+
+# NumPy's BLAS threads spin while ours work, and a step then takes up to twenty times as long. So BLAS gets one
+# thread, which it only reads when NumPy is first imported; a setting of the user's own stands.
+for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import math
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral, Real
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+# Compiled once and kept on disk; without the GIL, so that threads run at once; sums may be reordered (SIMD), but
+# NaN and infinity keep their meaning, so that a run that diverges shows it.
+kernel = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+
+
+def require(condition, name, value, allowed):
+    """Raise the ValueError for a mistaken argument: its name, its value and what is allowed."""
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def require_integer(name, value, low, high=2**31 - 1):
+    """ValueError unless `value` is a whole number in low … high."""
+    require(isinstance(value, Integral) and low <= value <= high, name, value, f"a whole number in {low} … {high}")
+
+
+def require_fraction(name, value):
+    """ValueError unless `value` is a number in (0, 1]."""
+    require(isinstance(value, Real) and 0 < value <= 1, name, value, "a number in (0, 1]")
+
+
+def require_memory(what, n_bytes):
+    """ValueError that says how large `what` is, unless `n_bytes` fit into this machine's memory."""
+    if hasattr(os, "sysconf"):  # where it is missing (Windows) NumPy's own MemoryError has to do
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        require(n_bytes <= memory, f"memory for {what}", f"{n_bytes / 2**30:,.1f} GiB",
+                f"at most this machine's {memory / 2**30:,.1f} GiB")
+
+
+# ---------------------------------------------------------------------------------------------- 1. the data
+
+
+class Sparse(NamedTuple):
+    """Rows of a sparse matrix (CSR): row k holds values[indptr[k]:indptr[k+1]] at columns indices[same]."""
+    indptr: np.ndarray   # (rows + 1,) int64
+    indices: np.ndarray  # (entries,) int32
+    values: np.ndarray   # (entries,) float32
+
+    @staticmethod
+    def empty(rows, entries):
+        """Room for `rows` rows with `entries` entries in all. Pages that are never written cost no memory."""
+        return Sparse(np.zeros(rows + 1, np.int64), np.empty(entries, np.int32), np.empty(entries, np.float32))
+
+
+class Batch(NamedTuple):
+    """Samples of x as sparse rows (see Sparse), with the number of columns."""
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+    n_sparse: int
+
+    def dense(self):
+        """The same samples as an array (batch, n_sparse) float32."""
+        x = np.zeros((len(self.indptr) - 1, self.n_sparse), np.float32)
+        rows = np.repeat(np.arange(len(x)), np.diff(self.indptr))
+        x[rows, self.indices] = self.values
+        return x
+
+
+@kernel
+def scramble(bits):
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): 64 bits in, 64 well-mixed bits out."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+@kernel
+def draw_rows(seed, step, first, n_sparse, inverse_log, indptr, indices, values):
+    """Fill rows first, first + 1, … of the batch that (seed, step) names; inverse_log is 1 / ln(1 − p).
+
+    The number of silent features before the next active one is geometric, floor(ln u / ln(1 − p)), so the loop
+    jumps from one active feature to the next. Each row has a generator of its own, started from (seed, step, row).
+    """
+    entry = 0
+    for k in range(len(indptr) - 1):
+        state = scramble(scramble(scramble(seed) + step) + np.uint64(first + k))
+        j = -1
+        while True:
+            state += np.uint64(0x9E3779B97F4A7C15)
+            bits = scramble(state)  # the upper 40 bits decide the jump, the lower 24 (a float32 holds no more) the value
+            jump = math.log((float(bits >> np.uint64(24)) + 0.5) * 2.0**-40) * inverse_log
+            if jump >= n_sparse - 1 - j:
+                break
+            j += 1 + int(jump)
+            indices[entry] = j
+            values[entry] = np.float32(bits & np.uint64(0xFFFFFF)) * np.float32(2.0**-24)
+            entry += 1
+        indptr[k + 1] = entry
+
+
+def inverse_log_silent(p):
+    """1 / ln(1 − p), the scale of the jumps between active features; 0 for p = 1, where no feature is skipped."""
+    return 0.0 if p == 1 else 1 / math.log1p(-p)
+
+
+def sample(batch, n_sparse, p, seed, step=0):
+    """Draw samples x_i = c_i u_i with c_i ~ Bernoulli(p) and u_i ~ Uniform[0, 1), all independent.
+
+    Returns a Batch of `batch` sparse rows; `.dense()` gives them as (batch, n_sparse). Row k depends on
+    (seed, step, k) alone. Raises ValueError for p outside (0, 1], batch or n_sparse < 1, seed or step < 0.
+    """
+    require_integer("batch", batch, 1)
+    require_integer("n_sparse", n_sparse, 1)
+    require_fraction("p", p)
+    require_integer("seed", seed, 0, 2**63 - 1)
+    require_integer("step", step, 0, 2**63 - 1)
+    require_memory(f"a batch of {batch} × {n_sparse}", 8 * batch * n_sparse)
+    rows = Sparse.empty(batch, batch * n_sparse)
+    draw_rows(np.uint64(seed), np.uint64(step), 0, n_sparse, inverse_log_silent(p), *rows)
+    entries = rows.indptr[-1]
+    return Batch(rows.indptr, rows.indices[:entries].copy(), rows.values[:entries].copy(), n_sparse)
+
+
+# --------------------------------------------------------------------------------------------- 2. the model
+
+
+class Gradients(NamedTuple):
+    """Derivatives of the loss, each of the shape of its parameter."""
+    encoder: np.ndarray
+    decoder: np.ndarray
+    bias: np.ndarray
+
+
+class Autoencoder:
+    """f(x) = ReLU(W x + b) with W = W_out W_in of rank n_dense, in plain NumPy.
+
+    encoder: columns of W_in, decoder: rows of W_out, both (n_sparse, n_dense); bias: (n_sparse,). float32, or
+    float64 if all three are. Raises ValueError for wrong shapes and for entries that are not finite.
+    """
+
+    def __init__(self, encoder, decoder, bias):
+        arrays = [np.asarray(array) for array in (encoder, decoder, bias)]
+        dtype = np.float64 if all(array.dtype == np.float64 for array in arrays) else np.float32
+        shape = arrays[0].shape
+        require(len(shape) == 2 and 1 <= shape[1] <= shape[0], "encoder's shape", shape,
+                "(n_sparse, n_dense) with 1 ≤ n_dense ≤ n_sparse")
+        for name, array, expected in zip(Gradients._fields, arrays, (shape, shape, shape[:1])):
+            require(array.shape == expected, f"{name}'s shape", array.shape, expected)
+            require(array.dtype.kind in "fiu" and np.isfinite(array).all(), name, array.dtype.name,
+                    "finite real numbers without NaN")
+        self.encoder, self.decoder, self.bias = (np.ascontiguousarray(array, dtype) for array in arrays)
+        self.n_sparse, self.n_dense = shape
+
+    def forward(self, x):
+        """f(x) for x (batch, n_sparse); the same shape."""
+        return self._forward(x)[1]
+
+    def _forward(self, x):
+        x = np.asarray(x)
+        require(x.ndim == 2 and x.shape[1] == self.n_sparse, "x's shape", x.shape, f"(batch, {self.n_sparse})")
+        hidden = x @ self.encoder                                          # (batch, n_dense)
+        output = np.maximum(hidden @ self.decoder.T + self.bias, 0)        # (batch, n_sparse)
+        return hidden, output
+
+    def loss_and_gradients(self, x):
+        """L = mean of (f(x) − x)² over samples and features, and its derivatives.
+
+        With z = h W_outᵀ + b and h = x W_inᵀ the chain rule reads, from the output back to the input,
+            dL/dz = 2 (f(x) − x) [z > 0] / (batch n_sparse),
+            dL/dW_out = (dL/dz)ᵀ h,   dL/db = Σ_batch dL/dz,   dL/dh = dL/dz W_out,   dL/dW_in = (dL/dh)ᵀ x.
+        x: (batch, n_sparse). Returns (loss, Gradients); W_in's derivative has the encoder's shape.
+        """
+        hidden, output = self._forward(x)
+        error = output - x                                                 # (batch, n_sparse)
+        d_pre = 2 / error.size * error * (output > 0)                      # (batch, n_sparse)
+        d_hidden = d_pre @ self.decoder                                    # (batch, n_dense)
+        gradients = Gradients(np.asarray(x).T @ d_hidden, d_pre.T @ hidden, d_pre.sum(axis=0))
+        return float(np.mean(error**2, dtype=np.float64)), gradients
+
+    def save(self, path):
+        """Write the weights to `path` (.npz), atomically."""
+        save_npz(path, "autoencoder", encoder=self.encoder, decoder=self.decoder, bias=self.bias)
+
+    @staticmethod
+    def load(path):
+        """The model saved at `path`. ValueError or OSError if it is missing, damaged or not a model."""
+        data = load_npz(path, "autoencoder", Gradients._fields)
+        return Autoencoder(**{name: data[name] for name in Gradients._fields})
+
+
+# ------------------------------------------------------------------------------------------- 3. its quality
+
+EVALUATION_STEPS = 2**62  # evaluation draws its batches from steps that no training reaches
+
+
+class Estimate(NamedTuple):
+    """A sampled mean and its standard error."""
+    loss: float
+    error: float
+
+
+def evaluate(model, p, samples, seed):
+    """The loss of `model` on fresh samples: mean of (f(x) − x)² per feature, and its standard error.
+
+    model: anything with `.n_sparse` and `.forward(x)` for x (batch, n_sparse). Returns an Estimate; its error is
+    NaN for one sample. Raises ValueError for p outside (0, 1], samples < 1, seed < 0.
+    """
+    require_integer("samples", samples, 1)
+    at_once = max(1, 2**21 // model.n_sparse)
+    losses = []  # of each sample: samples are independent, features of one sample are not
+    for start in range(0, samples, at_once):
+        x = sample(min(at_once, samples - start), model.n_sparse, p, seed, EVALUATION_STEPS + start).dense()
+        losses.append(np.square(model.forward(x) - x).mean(axis=1, dtype=np.float64))
+    losses = np.concatenate(losses)
+    error = losses.std(ddof=1) / math.sqrt(samples) if samples > 1 else math.nan
+    return Estimate(float(losses.mean()), float(error))
+
+
+def dead_features(model, p, samples=256, seed=0):
+    """Which features no gradient reaches any more: (n_sparse,) bool.
+
+    A feature is dead if its output is 0 in every one of `samples` samples, even when the feature itself is turned
+    fully on (x_i = 1). A feature that answers with a positive constant is not dead: it was dropped on purpose.
+    """
+    x = sample(samples, model.n_sparse, p, seed, EVALUATION_STEPS - 1).dense()
+    diagonal = np.einsum("ij,ij->i", model.decoder, model.encoder)
+    pre = (x @ model.encoder) @ model.decoder.T + model.bias
+    turned_on = pre + (1 - x) * diagonal
+    return np.maximum(pre, turned_on).max(axis=0) <= 0
+
+
+# ----------------------------------------------------------------------------------------- 4. the hot loops
+
+
+@kernel
+def add_product(indptr, indices, values, table, out):
+    """out += A · table for sparse rows A: out[k] += Σ_e values[e] · table[indices[e]] over the entries e of row k.
+
+    All of training's products but the decode have a sparse factor, so this is all of them but one: the hidden
+    vectors x W_inᵀ, their gradients dz W_out, and the weight gradients dzᵀ h and xᵀ dh with A transposed.
+    """
+    for k in range(len(indptr) - 1):
+        row, entry, end = out[k], indptr[k], indptr[k + 1]
+        while entry + 4 <= end:  # four at a time: out's row is read and written a quarter as often
+            v0, v1, v2, v3 = values[entry], values[entry + 1], values[entry + 2], values[entry + 3]
+            t0, t1 = table[indices[entry]], table[indices[entry + 1]]
+            t2, t3 = table[indices[entry + 2]], table[indices[entry + 3]]
+            for d in range(len(row)):
+                row[d] += v0 * t0[d] + v1 * t1[d] + v2 * t2[d] + v3 * t3[d]
+            entry += 4
+        while entry < end:
+            value, source = values[entry], table[indices[entry]]
+            for d in range(len(row)):
+                row[d] += value * source[d]
+            entry += 1
+
+
+@kernel
+def residual(z, bias, x_indptr, x_indices, x_values, indptr, indices, values, losses, bias_gradient):
+    """From z = h W_outᵀ, in place, to dz = (f(x) − x) [f(x) > 0]; the factor 2/(batch n_sparse) waits for Adam.
+
+    z: (rows, n_sparse). Adds Σ_rows dz to bias_gradient, writes each row's squared error to losses, and the
+    non-zero entries of dz as sparse rows. Returns False if those rows have no room for so many entries.
+    """
+    n_sparse = z.shape[1]
+    entry, fits = 0, True
+    for k in range(z.shape[0]):
+        row, total = z[k], np.float32(0)
+        for i in range(n_sparse):  # as if x were 0 …
+            output = row[i] + bias[i]
+            output = np.float32(0) if output <= 0 else output  # written so that NaN stays NaN
+            total += output * output
+            row[i] = output
+        for e in range(x_indptr[k], x_indptr[k + 1]):  # … and put right where it is not
+            i, x = x_indices[e], x_values[e]
+            total += x * (x - 2 * row[i])
+            row[i] = row[i] - x if row[i] > 0 else np.float32(0)
+        losses[k] = total
+        for i in range(n_sparse):
+            bias_gradient[i] += row[i]
+        fits = fits and entry + n_sparse <= len(indices)
+        if fits:
+            for i in range(n_sparse):  # write always, keep if not zero: no branch on what is as good as random
+                indices[entry] = i
+                values[entry] = row[i]
+                entry += row[i] != 0
+        indptr[k + 1] = entry
+    return fits
+
+
+@kernel
+def transpose(indptr, indices, values, t_indptr, t_indices, t_values):
+    """The transpose of sparse rows, by counting how many entries each column has."""
+    t_indptr[:] = 0
+    for entry in range(indptr[-1]):
+        t_indptr[indices[entry] + 1] += 1
+    t_indptr[:] = np.cumsum(t_indptr)
+    for k in range(len(indptr) - 1):
+        for entry in range(indptr[k], indptr[k + 1]):
+            i = indices[entry]
+            t_indices[t_indptr[i]] = k
+            t_values[t_indptr[i]] = values[entry]
+            t_indptr[i] += 1
+    for i in range(len(t_indptr) - 1, 0, -1):  # each start has run on to the next one's place: shift them back
+        t_indptr[i] = t_indptr[i - 1]
+    t_indptr[0] = 0
+
+
+@kernel
+def adam(weight, mean, square, gradient, scale, rate, root):
+    """One step of Adam (Kingma, Ba 2015), β = (0.9, 0.999), ε = 1e-7, on flat arrays, with g = scale · gradient:
+
+        m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,   w ← w − lr m̂ / (√v̂ + ε),
+
+    m̂ = m / (1 − β₁ᵗ) and v̂ = v / (1 − β₂ᵗ) at step t; rate = lr / (1 − β₁ᵗ) and root = 1 / √(1 − β₂ᵗ).
+    """
+    beta1, beta2, epsilon, one = np.float32(0.9), np.float32(0.999), np.float32(1e-7), np.float32(1)
+    for k in range(len(weight)):
+        g = scale * gradient[k]
+        mean[k] = beta1 * mean[k] + (one - beta1) * g
+        square[k] = beta2 * square[k] + (one - beta2) * g * g
+        weight[k] -= rate * mean[k] / (np.sqrt(square[k]) * root + epsilon)
+
+
+# ------------------------------------------------------------------------------------------- 5. the trainer
+
+
+def tied_start(n_sparse, n_dense, rng):
+    """Encoder = decoder = 0.7 N(0, 1)/√n_dense, bias 0: every W_ii starts near 0.5, so no feature starts dead."""
+    encoder = 0.7 / math.sqrt(n_dense) * rng.standard_normal((n_sparse, n_dense))
+    return encoder, encoder.copy(), np.zeros(n_sparse)
+
+
+def paper_start(n_sparse, n_dense, rng):
+    """The published start: everything uniform in ±1/√fan_in. Half of the W_ii are negative, and some stay so."""
+    return (rng.uniform(-1, 1, (n_sparse, n_dense)) / math.sqrt(n_sparse),
+            rng.uniform(-1, 1, (n_sparse, n_dense)) / math.sqrt(n_dense),
+            rng.uniform(-1, 1, n_sparse) / math.sqrt(n_dense))
+
+
+STARTS = {"tied": tied_start, "paper": paper_start}
+DENSE_FROM = 1 / 4  # share of active outputs from which dense products beat sparse ones
+BLOCK = 256         # features whose gradients are computed before Adam consumes them: they stay in the cache
+
+
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def slices(n, parts):
+    """0 … n − 1 as `parts` consecutive slices of nearly equal length."""
+    bounds = [n * k // parts for k in range(parts + 1)]
+    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:])]
+
+
+class Trainer:
+    """Trains an autoencoder on endless fresh data; the loop over `.step(lr)` is the caller's.
+
+    A step has two parts, each shared among the threads without anything to merge: first by samples (draw, encode,
+    decode, residual, gradient of the hidden vectors), then by features (gradients of the weights, Adam).
+    Batches depend on (seed, step) alone, so thread counts only change the rounding.
+
+    n_sparse, n_dense, batch ≥ 1, n_dense ≤ n_sparse; p in (0, 1]; seed ≥ 0; init: "tied" or "paper";
+    threads: 1 or more, None for one a core. Raises ValueError otherwise, or if memory would not do.
+    """
+
+    SETTINGS = ("n_sparse", "n_dense", "p", "batch", "seed", "init")
+
+    def __init__(self, n_sparse, n_dense, p, batch=1024, seed=0, init="tied", threads=None):
+        require_integer("n_sparse", n_sparse, 1)
+        require_integer("n_dense", n_dense, 1, n_sparse)
+        require_fraction("p", p)
+        require_integer("batch", batch, 1)
+        require_integer("seed", seed, 0, 2**63 - 1)
+        require(init in STARTS, "init", init, "one of " + ", ".join(STARTS))
+        require_integer("threads", cores() if threads is None else threads, 1, 1024)
+        require_memory(f"training n_sparse {n_sparse}, n_dense {n_dense}, batch {batch}",
+                       4 * (6 * n_sparse * n_dense + 3 * batch * n_sparse))
+        self.n_sparse, self.n_dense, self.p = int(n_sparse), int(n_dense), float(p)
+        self.batch, self.seed, self.init = int(batch), int(seed), init
+        self.threads = min(threads or cores(), batch, n_sparse)
+        start = STARTS[init](n_sparse, n_dense, np.random.default_rng(seed))
+        self.weights = Gradients(*(array.astype(np.float32) for array in start))
+        self.means = Gradients(*(np.zeros_like(array) for array in self.weights))    # Adam's m
+        self.squares = Gradients(*(np.zeros_like(array) for array in self.weights))  # Adam's v
+        self.losses = []  # the loss of every step so far
+        self._allocate()
+
+    def _allocate(self):
+        """Every array that a step writes to, once and for all."""
+        n_sparse, n_dense = self.n_sparse, self.n_dense
+        self.rows, self.features = slices(self.batch, self.threads), slices(n_sparse, self.threads)
+        self.hidden = np.empty((self.batch, n_dense), np.float32)
+        self.d_hidden = np.empty((self.batch, n_dense), np.float32)
+        self.dz = np.empty((self.batch, n_sparse), np.float32)
+        self.row_losses = np.empty(self.batch, np.float32)
+        self.d_bias = np.empty((self.threads, n_sparse), np.float32)
+        self.fits = [True] * self.threads
+        sizes = [rows.stop - rows.start for rows in self.rows]
+        full = [size * n_sparse for size in sizes]
+        some = [int(DENSE_FROM * entries) + n_sparse for entries in full]
+        self.x = [Sparse.empty(size, room) for size, room in zip(sizes, full)]
+        self.x_by_feature = [Sparse.empty(n_sparse, room) for room in full]
+        self.dz_sparse = [Sparse.empty(size, room) for size, room in zip(sizes, some)]
+        self.dz_by_feature = [Sparse.empty(n_sparse, room) for room in some]
+        self.gradient = np.empty((self.threads, BLOCK, n_dense), np.float32)
+        self.pool = ThreadPoolExecutor(self.threads)
+
+    @property
+    def model(self):
+        """A copy of the model as it is now."""
+        return Autoencoder(*(array.copy() for array in self.weights))
+
+    def step(self, lr):
+        """Train on one fresh batch at learning rate `lr` and return the batch's loss before the step.
+
+        Raises ValueError unless lr is positive and finite. Interrupting it leaves the weights half updated.
+        """
+        require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", lr, "a positive finite number")
+        self._share(self._by_samples)
+        t = len(self.losses) + 1
+        rate, root = np.float32(lr / (1 - 0.9**t)), np.float32(1 / math.sqrt(1 - 0.999**t))
+        self._share(self._by_features, rate, root)
+        self.losses.append(self.row_losses.sum(dtype=np.float64) / (self.batch * self.n_sparse))
+        return self.losses[-1]
+
+    def _share(self, task, *arguments):
+        """task(k, …) for each thread k at once; k = 0 on this thread."""
+        others = [self.pool.submit(task, k, *arguments) for k in range(1, self.threads)]
+        task(0, *arguments)
+        for other in others:
+            other.result()
+
+    def _by_samples(self, k):
+        """Thread k's samples: from drawing x to the gradient of the hidden vectors."""
+        rows, x = self.rows[k], self.x[k]
+        hidden, d_hidden, dz = self.hidden[rows], self.d_hidden[rows], self.dz[rows]
+        draw_rows(np.uint64(self.seed), np.uint64(len(self.losses)), rows.start, self.n_sparse,
+                  inverse_log_silent(self.p), *x)
+        hidden[:] = 0
+        add_product(*x, self.weights.encoder, hidden)
+        np.matmul(hidden, self.weights.decoder.T, out=dz)
+        self.d_bias[k] = 0
+        self.fits[k] = residual(dz, self.weights.bias, *x, *self.dz_sparse[k], self.row_losses[rows], self.d_bias[k])
+        if self.fits[k]:
+            d_hidden[:] = 0
+            add_product(*self.dz_sparse[k], self.weights.decoder, d_hidden)
+            transpose(*self.dz_sparse[k], *self.dz_by_feature[k])
+        else:
+            np.matmul(dz, self.weights.decoder, out=d_hidden)
+        transpose(*x, *self.x_by_feature[k])
+
+    def _by_features(self, k, rate, root):
+        """Thread k's features: gradients of encoder, decoder and bias rows, and Adam on each."""
+        scale = np.float32(2 / (self.batch * self.n_sparse))
+
+        def update(name, part, gradient):
+            weight, mean, square = (getattr(arrays, name)[part].reshape(-1)
+                                    for arrays in (self.weights, self.means, self.squares))
+            adam(weight, mean, square, gradient.reshape(-1), scale, rate, root)
+
+        def add_transposed(columns, part, table, gradient):
+            for rows, (indptr, indices, values) in zip(self.rows, columns):
+                add_product(indptr[part.start:part.stop + 1], indices, values, table[rows], gradient)
+
+        features = self.features[k]
+        for start in range(features.start, features.stop, BLOCK):
+            part = slice(start, min(start + BLOCK, features.stop))
+            gradient = self.gradient[k, :part.stop - part.start]
+            if all(self.fits):
+                gradient[:] = 0
+                add_transposed(self.dz_by_feature, part, self.hidden, gradient)
+            else:
+                np.matmul(self.dz[:, part].T, self.hidden, out=gradient)
+            update("decoder", part, gradient)
+            gradient[:] = 0
+            add_transposed(self.x_by_feature, part, self.d_hidden, gradient)
+            update("encoder", part, gradient)
+        update("bias", features, self.d_bias[:, features].sum(axis=0))
+
+    def save(self, path, **notes):
+        """Write all that is needed to go on (weights, Adam's moments, losses, settings) to `path`, atomically.
+
+        notes: numbers or strings of the caller's, given back by `load` as `.notes`.
+        """
+        arrays = {f"{kind}_{name}": array for kind, group in self._state().items()
+                  for name, array in zip(Gradients._fields, group)}
+        settings = {name: getattr(self, name) for name in self.SETTINGS}
+        save_npz(path, "trainer", losses=np.array(self.losses), **arrays, **settings,
+                 **{"note_" + name: value for name, value in notes.items()})
+
+    def _state(self):
+        return {"weight": self.weights, "mean": self.means, "square": self.squares}
+
+    @staticmethod
+    def load(path, threads=None):
+        """The trainer saved at `path`: its next step is the one that the saved trainer would have done.
+
+        ValueError or OSError if the file is missing, damaged or not a trainer's.
+        """
+        data = load_npz(path, "trainer", Trainer.SETTINGS + ("losses",))
+        trainer = Trainer(**{name: data[name].item() for name in Trainer.SETTINGS}, threads=threads)
+        for kind, group in trainer._state().items():
+            for name, array in zip(Gradients._fields, group):
+                stored = data.get(f"{kind}_{name}", np.empty(0))
+                require(stored.shape == array.shape and stored.dtype == array.dtype and np.isfinite(stored).all(),
+                        f"{path}: {kind}_{name}", (stored.dtype.name, stored.shape), f"finite float32 {array.shape}")
+                array[:] = stored
+        trainer.losses = data["losses"].tolist()
+        trainer.notes = {name[5:]: data[name].item() for name in data if name.startswith("note_")}
+        return trainer
+
+
+# --------------------------------------------------------------------------------------------- 6. the files
+
+
+def save_npz(path, kind, **arrays):
+    """Write arrays as .npz under exactly `path`: a crash leaves the old file or the new one, never half of one."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, kind=kind, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+
+
+def load_npz(path, kind, names):
+    """The arrays that `save_npz` wrote to `path`, by name. Never unpickles, so a file can't run code.
+
+    Raises OSError if there is no such file, ValueError if it is damaged, of another kind or lacks one of `names`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            data = {name: file[name] for name in file.files}
+    except (ValueError, EOFError, KeyError, AttributeError, TypeError, MemoryError,
+            NotImplementedError, zipfile.BadZipFile, zlib.error) as mistake:
+        raise ValueError(f"{path} is damaged or not an .npz file: {mistake}") from None
+    found = str(data.get("kind", "unknown"))
+    require(found == kind, f"{path}: kind of file", found, kind)
+    missing = [name for name in names if name not in data]
+    require(not missing, f"{path}: missing arrays", missing, "none")
+    return data
