@@ -153,9 +153,10 @@ def optimum(r, p):
         signal, power = signal_and_power(s * np.sinh(v))
         return signal**2 / power
 
-    # t/s = sinh v runs from well below the value that an unclipped, linear model takes to where φ(t/s) is nothing.
-    linear = -p / 2 * (1 / r - 1) / s
-    t = s * math.sinh(maximise(removed, math.asinh(2 * linear - 10), math.asinh(12), points=400, rounds=4))
+    # t/s = sinh v runs from well below the value that an unclipped, linear model takes to well above √(2 ln 1/p),
+    # where noise exceeds the threshold more rarely than features are on.
+    linear, rare = -p / 2 * (1 / r - 1) / s, math.sqrt(-2 * math.log(p))
+    t = s * math.sinh(maximise(removed, math.asinh(2 * linear - 10), math.asinh(rare + 8), points=400, rounds=4))
     signal, power = (float(value) for value in signal_and_power(t))
     a = signal / power
     return Optimum(max(p / 3 - signal * a, 0.0), a, -a * t, a * s)

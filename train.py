@@ -41,7 +41,7 @@ RUG_COLOURS = LinearSegmentedColormap.from_list(
 
 def peak_rate(n_sparse):
     """The default peak learning rate: measured to train well for n_sparse 12 … 4096 and p 0.01 … 0.3."""
-    return 36e-3 / math.sqrt(n_sparse)
+    return 60e-3 / math.sqrt(n_sparse)
 
 
 def learning_rate(step, steps, peak):
@@ -361,7 +361,7 @@ def make_parser():
     add("--p", type=float, metavar="P", help="probability that a feature is on, in (0, 1] (default 0.045)")
     add("--steps", type=int, metavar="N", help="training steps, 1 or more (default 4000)")
     add("--batch", type=int, metavar="N", help="samples a step, 1 or more (default 1024)")
-    add("--lr", type=float, metavar="X", help="peak learning rate, positive (default 36e-3/√n_sparse); falls as a cosine")
+    add("--lr", type=float, metavar="X", help="peak learning rate, positive (default 60e-3/√n_sparse); falls as a cosine")
     add("--init", metavar="NAME", help="tied: no feature starts dead (default); paper: the published start")
     add("--seed", type=int, metavar="N", help="of weights and data, 0 or more (default 0)")
     add("--threads", type=int, metavar="N", help="threads, 1 or more (default: one a core)")
