@@ -1,0 +1,503 @@
+"""The tests: every claim of the code against something independent of it.
+
+Finite differences, closed forms, plain NumPy, Monte Carlo within its standard error, exact algebra, and the
+30-digit values of the optimum. Run with `python -m pytest -q`.
+"""
+import rug  # first, as it holds BLAS to one thread before NumPy is imported
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import forge
+import theory
+import train
+
+HERE = Path(__file__).parent
+
+# r, p, then the optimum of the symmetric theory (loss, a, b, sigma) and three bounds (linear, Bayes elementwise,
+# oracle filter), computed with 30 digits.
+REFERENCE = [
+    (0.25, 0.045, 0.00485579808864, 1.289214633, -0.4458339672, 0.2688290743, 0.0108703125, 0.00448026905631, 0.00122040071891),
+    (0.1, 0.01, 0.00099629899422, 1.524940071, -0.5976120372, 0.2631350264, 0.0029775, 0.000885789605263, 0.000204947594387),
+    (0.5, 0.1, 0.00637573673327, 1.206503831, -0.2788334818, 0.2118551103, 0.0154166666667, 0.00562500698992, 0.00210541664084),
+    (0.05, 0.03, 0.00854853598161, 0.4499116245, -0.2836406808, 0.1938931195, 0.00928625, 0.00836953370129, 0.00171516750311),
+    (0.8, 0.3, 0.00883553170134, 1.077252878, -0.1131737068, 0.1499472546, 0.0155, 0.00769989197232, 0.00435100914476),
+    (0.02, 0.001, 7.36416738015e-05, 1.678346713, -0.6411708004, 0.2144154982, 0.000326421666667, 6.01625937075e-05, 1.25545998918e-05),
+    (0.3, 0.6, 0.0760973626436, 0.3333538873, 0.1898208185, 0.1688846815, 0.077, 0.0752226102022, 0.0376289547216),
+    (0.002, 0.0001, 9.88427108153e-06, 1.941213319, -0.9060170779, 0.2503494382, 3.32641716667e-05, 8.26788409325e-06, 1.27574342539e-06),
+]
+
+
+def random_model(n_sparse, n_dense, dtype=np.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    return rug.Autoencoder(*(rng.standard_normal(shape).astype(dtype) for shape in
+                             ((n_sparse, n_dense), (n_sparse, n_dense), n_sparse)))
+
+
+# ------------------------------------------------------------------------------------------------ rug.py
+
+
+@pytest.mark.parametrize("p", [0.003, 0.045, 0.5, 1.0])
+def test_samples_follow_the_sparse_law(p):
+    x = rug.sample(2000, 700, p, seed=5).dense().astype(np.float64)
+    n = x.size
+    on = x > 0  # u = 0 has probability 2⁻²⁴
+    assert abs(on.mean() - p) <= 4 * np.sqrt(p * (1 - p) / n) + 1e-6
+    for power, mean in ((1, p / 2), (2, p / 3), (4, p / 5)):
+        deviation = np.sqrt(p / (2 * power + 1) - mean**2)
+        assert abs((x**power).mean() - mean) < 4 * deviation / np.sqrt(n)
+    values = np.sort(x[on])
+    kolmogorov = np.abs(values - (np.arange(len(values)) + 0.5) / len(values)).max()
+    assert kolmogorov < 1.95 / np.sqrt(len(values))  # exceeded once in a thousand samples
+    centred = x - p / 2
+    variance = p / 3 - p**2 / 4
+    for shifted in (centred[:, :-1] * centred[:, 1:], centred[:-1] * centred[1:]):  # neighbours, and rows
+        assert abs(shifted.mean()) < 4 * variance / np.sqrt(shifted.size)
+    assert np.ptp(on.mean(axis=0)) <= 10 * np.sqrt(p * (1 - p) / len(x))  # no feature is privileged
+
+
+def test_a_sample_depends_on_seed_step_and_row_alone():
+    whole = rug.sample(40, 300, 0.1, seed=3, step=7).dense()
+    assert (rug.sample(15, 300, 0.1, seed=3, step=7).dense() == whole[:15]).all()
+    assert not (rug.sample(40, 300, 0.1, seed=4, step=7).dense() == whole).all()
+    assert not (rug.sample(40, 300, 0.1, seed=3, step=8).dense() == whole).all()
+    trainer = rug.Trainer(300, 20, 0.1, batch=40, seed=3, threads=3)
+    trainer.step(1e-3)
+    drawn = [rug.Batch(part.indptr, part.indices[:part.indptr[-1]], part.values[:part.indptr[-1]], 300).dense()
+             for part in trainer.x]
+    assert (np.concatenate(drawn) == rug.sample(40, 300, 0.1, seed=3).dense()).all()
+
+
+def test_gradients_match_finite_differences():
+    model, x = random_model(9, 4), np.random.default_rng(1).random((6, 9))
+    _, gradients = model.loss_and_gradients(x)
+    for name, gradient in zip(gradients._fields, gradients):
+        array = getattr(model, name)
+        for index in np.ndindex(array.shape):
+            kept, losses = array[index], []
+            for change in (1e-6, -1e-6):
+                array[index] = kept + change
+                losses.append(np.mean((np.maximum(x @ model.encoder @ model.decoder.T + model.bias, 0) - x)**2))
+            array[index] = kept
+            assert gradient[index] == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("n_sparse, n_dense, p, batch, threads, shift", [
+    (40, 7, 0.1, 33, 1, 0), (600, 40, 0.05, 128, 3, 0), (600, 40, 0.05, 128, 2, -0.4), (17, 5, 1.0, 8, 2, 0),
+    (1, 1, 0.5, 1, 1, 0), (64, 64, 0.3, 50, 4, -0.6)])
+def test_the_fast_path_is_the_plain_path(n_sparse, n_dense, p, batch, threads, shift):
+    """Gradients of the first step, then three steps of Adam, against plain NumPy in float64."""
+    trainer = rug.Trainer(n_sparse, n_dense, p, batch=batch, seed=2, threads=threads)
+    trainer.weights.bias[:] += shift
+    weights = [array.astype(np.float64) for array in trainer.model.__dict__.values() if isinstance(array, np.ndarray)]
+    means, squares = ([np.zeros_like(array) for array in weights] for _ in range(2))
+    for t in range(1, 4):
+        loss, gradients = rug.Autoencoder(*weights).loss_and_gradients(
+            rug.sample(batch, n_sparse, p, seed=2, step=t - 1).dense().astype(np.float64))
+        assert trainer.step(0.01) == pytest.approx(loss, rel=1e-5)
+        for k, gradient in enumerate(gradients):
+            if t == 1:
+                assert np.allclose(trainer.means[k] / 0.1, gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max())
+            means[k] = 0.9 * means[k] + 0.1 * gradient
+            squares[k] = 0.999 * squares[k] + 0.001 * gradient**2
+            weights[k] -= 0.01 * (means[k] / (1 - 0.9**t)) / (np.sqrt(squares[k] / (1 - 0.999**t)) + 1e-7)
+    for fast, plain in zip(trainer.weights, weights):
+        assert np.abs(fast - plain).max() < 2e-4  # Adam's steps are 0.01: 2 % of one
+
+
+def test_sparse_and_dense_products_are_both_taken():
+    dense, sparse = (rug.Trainer(600, 40, 0.05, batch=128, threads=2) for _ in range(2))
+    sparse.weights.bias[:] = -0.4
+    for trainer in (dense, sparse):
+        trainer.step(1e-3)
+    assert not any(dense.fits) and all(sparse.fits)
+
+
+def test_threads_change_only_the_rounding():
+    losses = []
+    for threads in (1, 2, 3, 1):
+        trainer = rug.Trainer(200, 30, 0.05, batch=100, threads=threads)
+        losses.append([trainer.step(2e-3) for _ in range(60)])
+    assert np.allclose(losses[0], losses[1], rtol=1e-4) and np.allclose(losses[0], losses[2], rtol=1e-4)
+    assert losses[0] == losses[3]
+
+
+@pytest.mark.parametrize("init, spreads", [("tied", (0.7 / 400**0.5, 0.7 / 400**0.5, 0)),
+                                           ("paper", (1 / 900**0.5 / 3**0.5, 1 / 400**0.5 / 3**0.5, 1 / 400**0.5 / 3**0.5))])
+def test_starts(init, spreads):
+    model = rug.Trainer(900, 400, 0.1, batch=1, init=init).model
+    for array, spread in zip((model.encoder, model.decoder, model.bias), spreads):
+        assert array.std() == pytest.approx(spread, rel=0.1) and abs(array.mean()) <= 0.1 * spread
+    assert (model.encoder == model.decoder).all() == (init == "tied")
+
+
+def test_evaluate_knows_its_error():
+    class Constant:  # answers p/2, so its loss is Var x
+        n_sparse = 50
+
+        def forward(self, x):
+            return np.full_like(x, 0.15)
+
+    estimates = np.array([rug.evaluate(Constant(), 0.3, 500, seed) for seed in range(200)])
+    deviations = (estimates[:, 0] - (0.3 / 3 - 0.3**2 / 4)) / estimates[:, 1]
+    assert abs(deviations.mean()) < 4 / 200**0.5 and 0.8 < deviations.std() < 1.2
+
+
+def test_dead_features_are_counted():
+    model = rug.Autoencoder(np.eye(4), np.diag([1, -1, 1, 0]), np.array([-0.5, -0.1, -1.1, 0.1]))
+    assert rug.dead_features(model, 0.2).tolist() == [False, True, True, False]
+
+
+def test_a_network_as_wide_as_its_input_learns_the_identity():
+    trainer = rug.Trainer(6, 6, 0.3, batch=256)
+    for step in range(1500):
+        trainer.step(train.learning_rate(step, 1500, train.peak_rate(6)))
+    assert rug.evaluate(trainer.model, 0.3, 4096, seed=1).loss < 1e-6
+    assert np.allclose(trainer.model.decoder @ trainer.model.encoder.T, np.eye(6), atol=0.01)
+
+
+def test_two_features_on_one_unit_learn_a_digon():
+    """Each silences the other, and they lose less than the p²/6 of W = [[1, −1], [−1, 1]]."""
+    trainer = rug.Trainer(2, 1, 0.1, batch=512)
+    for step in range(2000):
+        trainer.step(train.learning_rate(step, 2000, train.peak_rate(2)))
+    w = trainer.model.decoder @ trainer.model.encoder.T
+    assert (np.diag(w) > 0.9).all() and w[0, 1] < 0 and w[1, 0] < 0
+    estimate = rug.evaluate(trainer.model, 0.1, 2**17, seed=1)
+    assert 0.1**2 / 9 < estimate.loss < 0.1**2 / 6
+
+
+def test_resumed_training_is_uninterrupted_training(tmp_path):
+    whole, part = (rug.Trainer(64, 16, 0.1, batch=50, seed=4, init="paper", threads=2) for _ in range(2))
+    for _ in range(7):
+        whole.step(3e-3)
+    for _ in range(3):
+        part.step(3e-3)
+    part.save(tmp_path / "checkpoint", steps=7)
+    rest = rug.Trainer.load(tmp_path / "checkpoint", threads=2)
+    for _ in range(4):
+        rest.step(3e-3)
+    assert rest.losses == whole.losses and rest.notes == {"steps": 7}
+    for ours, theirs in zip((*rest.weights, *rest.means, *rest.squares), (*whole.weights, *whole.means, *whole.squares)):
+        assert (ours == theirs).all()
+
+
+def test_models_survive_the_disk(tmp_path):
+    for dtype in (np.float32, np.float64):
+        model = random_model(12, 5, dtype)
+        model.save(tmp_path / "model.npz")
+        loaded = rug.Autoencoder.load(tmp_path / "model.npz")
+        assert loaded.encoder.dtype == dtype
+        for name in ("encoder", "decoder", "bias"):
+            assert (getattr(loaded, name) == getattr(model, name)).all()
+    assert os.listdir(tmp_path) == ["model.npz"]
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    rug.Trainer(8, 2, 0.5, batch=2).save(tmp_path / "good")
+    good = (tmp_path / "good").read_bytes()
+    random_model(4, 2).save(tmp_path / "model")
+    contents = {"empty": b"", "text": b"hello", "truncated": good[:len(good) // 2], "cut": good[:-30],
+                "flipped": good[:500] + bytes([good[500] ^ 255]) + good[501:], "model": (tmp_path / "model").read_bytes(),
+                "pickled": pickle.dumps({"kind": "trainer"})}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            rug.Trainer.load(tmp_path / name)
+    with np.load(tmp_path / "good") as data:
+        arrays = dict(data)
+    for change in ({"weight_bias": np.full(8, np.nan, np.float32)}, {"weight_bias": np.zeros(9, np.float32)},
+                   {"mean_encoder": np.zeros((8, 2))}, {"p": np.array(2.0)},
+                   {"losses": np.array([{}], dtype=object)}):
+        np.savez(tmp_path / "changed.npz", **{**arrays, **change})
+        with pytest.raises(ValueError):
+            rug.Trainer.load(tmp_path / "changed.npz")
+    with pytest.raises(OSError):
+        rug.Autoencoder.load(tmp_path / "missing.npz")
+
+
+# --------------------------------------------------------------------------------------------- theory.py
+
+
+@pytest.mark.parametrize("r, p, loss, a, b, sigma, linear, bayes, oracle", REFERENCE)
+def test_theory_matches_thirty_digit_values(r, p, loss, a, b, sigma, linear, bayes, oracle):
+    best = theory.optimum(r, p)
+    assert best.loss == pytest.approx(loss, rel=1e-8)
+    assert (best.a, best.b, best.sigma) == pytest.approx((a, b, sigma), rel=1e-6)
+    assert theory.symmetric_loss(a, b, sigma, p) == pytest.approx(loss, rel=1e-8)
+    assert theory.linear_loss(r, p) == pytest.approx(linear, rel=1e-8)
+    assert theory.bayes_loss(r, p) == pytest.approx(bayes, rel=1e-6)
+    assert theory.oracle_loss(r, p) == pytest.approx(oracle, rel=1e-6)
+
+
+@pytest.mark.parametrize("a, b, sigma, p", [(1.3, -0.4, 0.27, 0.05), (0.0, 0.2, 0.3, 0.5), (-0.7, 0.3, 0.01, 1.0),
+                                            (0.9, 0.1, 0.0, 0.3), (0.02, -0.1, 1.5, 0.2)])
+def test_symmetric_loss_is_what_sampling_finds(a, b, sigma, p):
+    rng = np.random.default_rng(0)
+    x = rng.random(10**6) * (rng.random(10**6) < p)
+    output = np.maximum(a * x + b + sigma * rng.standard_normal(10**6), 0)
+    errors = (output - x)**2
+    assert theory.symmetric_loss(a, b, sigma, p) == pytest.approx(errors.mean(), abs=4 * errors.std() / 1e3)
+
+
+@pytest.mark.parametrize("mean, std", [(0.3, 0.5), (-1.0, 0.4), (2.0, 0.0), (-2.0, 0.0), (0.0, 1.0)])
+def test_relu_moments_are_what_sampling_finds(mean, std):
+    output = np.maximum(mean + std * np.random.default_rng(1).standard_normal(10**6), 0)
+    for moment, values in zip(theory.relu_moments(mean, std), (output, output**2)):
+        assert moment == pytest.approx(values.mean(), abs=4 * values.std() / 1e3 + 1e-12)
+
+
+def test_no_nearby_parameters_do_better_than_the_optimum():
+    for r, p, *_ in REFERENCE:
+        best = theory.optimum(r, p)
+        for da, db in np.random.default_rng(0).normal(0, 0.05, (20, 2)):
+            a = best.a * (1 + da)
+            assert theory.symmetric_loss(a, best.b + db * best.sigma, a * best.sigma / best.a, p) >= best.loss * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("r, p", [(0.25, 0.045), (0.6, 0.2), (0.05, 0.03)])
+def test_bayes_and_oracle_are_conditional_variances(r, p):
+    """The best function of y leaves the variance of x at given y: sort samples by y, take the variance in small bins."""
+    rng, n = np.random.default_rng(0), 2**22
+    on = rng.random(n) < p
+    x = rng.random(n) * on
+    y = x + np.sqrt((1 / r - 1) * (p / 3 - p**2 / 4)) * rng.standard_normal(n)
+
+    def left(x, y):
+        bins = x[np.argsort(y)][:len(x) // 256 * 256].reshape(-1, 256)
+        return bins.var(axis=1, ddof=1).mean()
+
+    assert theory.bayes_loss(r, p) == pytest.approx(left(x, y), rel=0.01)
+    assert theory.oracle_loss(r, p) == pytest.approx(p * left(x[on], y[on]), rel=0.01)
+
+
+def test_bounds_are_in_order_everywhere():
+    for r in (1e-4, 1e-3, 0.02, 0.1, 0.25, 0.5, 0.9, 0.999, 1.0):
+        for p in (1e-6, 1e-4, 0.01, 0.1, 0.5, 0.9, 1.0):
+            bounds = [theory.oracle_loss(r, p), theory.bayes_loss(r, p), theory.optimum(r, p).loss, theory.linear_loss(r, p)]
+            assert all(low <= high * (1 + 2e-8) + 1e-15 for low, high in zip(bounds, bounds[1:])), (r, p, bounds)
+    assert theory.optimum(1.0, 0.3) == (0, 1, 0, 0) and theory.bayes_loss(1, 0.3) == 0 == theory.oracle_loss(1, 0.3)
+    assert theory.optimum(0.3, 1.0).loss == pytest.approx(0.7 / 12, rel=0.02)  # all on: ReLU has little to clip
+
+
+def test_dropping_features():
+    for r, p in ((0.05, 0.03), (0.01, 0.01), (0.25, 0.045), (0.002, 0.001)):
+        kept = np.linspace(r, 1, 400)
+        by_hand = min(q * theory.optimum(min(r / q, 1.0), p).loss + (1 - q) * theory.variance(p) for q in kept)
+        assert theory.dropping_loss(r, p) == pytest.approx(by_hand, rel=1e-3)
+        assert theory.dropping_loss(r, p) <= by_hand * (1 + 1e-12)
+
+
+def test_the_scaling_law_is_the_limit():
+    """At fixed r/r_c the computed optimum nears the law, slowly, as 1/ln(1/p); below r_c nothing is removed."""
+    for above in (2, 3, 10):
+        r, p = above * theory.critical_ratio(1e-80), 1e-80
+        assert theory.optimum(r, p).loss == pytest.approx(theory.scaling_loss(r, p), rel=0.025)
+    gaps = [theory.scaling_loss(r, p) / theory.optimum(r, p).loss - 1
+            for r, p in ((10 * theory.critical_ratio(p), p) for p in (1e-12, 1e-20, 1e-40, 1e-80))]
+    assert gaps == sorted(gaps, reverse=True)
+    p = 1e-6
+    below = 0.5 * theory.critical_ratio(p)
+    assert theory.scaling_loss(below, p) == theory.variance(p)
+    assert theory.optimum(below, p).loss > 0.98 * theory.variance(p)
+    assert theory.critical_ratio(0.01) == pytest.approx(2 / 300 * np.log(100))
+
+
+def test_macroscopics_of_a_known_matrix():
+    model, p = random_model(30, 8), 0.2
+    w = model.decoder @ model.encoder.T
+    others = [np.delete(w[i], i) for i in range(30)]
+    expected = {
+        "a": np.diag(w), "bias": model.bias, "effective_bias": model.bias + 0.1 * np.array([row.sum() for row in others]),
+        "sigma": [np.sqrt((p / 3 - p**2 / 4) * (row**2).sum()) for row in others],
+        "lyapunov": [(np.abs(row)**3).sum() / (row**2).sum()**1.5 for row in others],
+        "skewness": [((row - row.mean())**3).mean() / row.std()**3 for row in others]}
+    for name, values in expected.items():
+        assert getattr(theory.feature_statistics(model, p), name) == pytest.approx(np.array(values), rel=1e-9)
+        assert getattr(theory.macroscopics(model, p), name) == pytest.approx((np.mean(values), np.std(values)), rel=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------- forge.py
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 128])
+def test_walsh_hadamard_is_the_matrix(n):
+    k = np.arange(n)
+    matrix = np.array([[(-1)**bin(i & j).count("1") for j in k] for i in k])
+    x = np.random.default_rng(0).integers(-50, 50, (3, n))
+    kept = x.copy()
+    assert (forge.walsh_hadamard(x) == x @ matrix).all() and (x == kept).all()
+    assert (forge.walsh_hadamard(forge.walsh_hadamard(x)) == n * x).all()
+
+
+def test_the_rug_is_exactly_symmetric():
+    n_sparse, n_dense, p = 64, 24, 0.1
+    forged = forge.persian_rug(n_sparse, n_dense, p, seed=3)
+    dense = forged.autoencoder()
+    w = dense.decoder.astype(np.float64) @ dense.encoder.T
+    i = np.arange(n_sparse)
+    assert np.allclose(w, forged.a * forged.kernel[i[:, None] ^ i], atol=1e-6)
+    assert np.linalg.matrix_rank(w, tol=1e-4) == n_dense
+    assert np.allclose(w @ w, forged.a * n_sparse / n_dense * w, atol=1e-4)  # a scaled projector
+    assert np.allclose(w.sum(axis=1), 0, atol=1e-5)
+    numbers, best = theory.macroscopics(dense, p), theory.optimum(n_dense / n_sparse, p)
+    assert all(spread < 1e-6 for _, spread in numbers)
+    assert (numbers.a[0], numbers.effective_bias[0], numbers.sigma[0]) == pytest.approx((best.a, best.b, best.sigma), rel=1e-5)
+    x = rug.sample(20, n_sparse, p, seed=0).dense()
+    assert np.allclose(forged.forward(x), dense.forward(x), atol=1e-5)
+    whole = forge.persian_rug(16, 16, p, seed=0)
+    assert np.allclose(whole.forward(x[:, :16]), x[:, :16], atol=1e-6)
+
+
+@pytest.mark.parametrize("n_sparse, r, p", [(8192, 0.25, 0.045), (8192, 0.5, 0.3), (65536, 0.1, 0.01)])
+def test_a_large_rug_reaches_the_theory(n_sparse, r, p):
+    estimate = rug.evaluate(forge.persian_rug(n_sparse, round(n_sparse * r), p, seed=0), p, 2**23 // n_sparse, seed=1)
+    predicted = theory.optimum(round(n_sparse * r) / n_sparse, p).loss
+    assert 4 * estimate.error < 0.05 * predicted
+    assert estimate.loss == pytest.approx(predicted, abs=0.01 * predicted + 4 * estimate.error)
+
+
+def test_the_random_projector_is_a_projector_near_the_theory():
+    r, p = 0.25, 0.045
+    model = forge.random_projector(2048, 512, p, seed=0)
+    assert np.allclose(model.encoder.T @ model.encoder, np.eye(512), atol=1e-4)
+    numbers, best = theory.macroscopics(model, p), theory.optimum(r, p)
+    assert (numbers.a[0], numbers.effective_bias[0]) == pytest.approx((best.a, best.b), rel=1e-4)
+    assert numbers.effective_bias[1] < 1e-5
+    assert rug.evaluate(model, p, 4000, seed=0).loss == pytest.approx(best.loss, rel=0.05)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.4, 1.0])
+def test_digons_lose_p_squared_over_six(p):
+    estimate = rug.evaluate(forge.digons(10), p, 2**17, seed=0)
+    assert estimate.loss == pytest.approx(p**2 / 6, abs=4 * estimate.error)
+    assert theory.digon_loss(p) == pytest.approx(p**2 / 6)
+
+
+def test_tiles_are_copies():
+    block, x = random_model(5, 2, np.float32), np.random.default_rng(0).random((4, 15)).astype(np.float32)
+    tiled = forge.tile(block, 3)
+    assert tiled.encoder.shape == (15, 6)
+    assert np.allclose(tiled.forward(x), np.concatenate([block.forward(part) for part in np.split(x, 3, axis=1)], axis=1),
+                       atol=1e-6)
+
+
+# -------------------------------------------------------------------------------------------- bad input
+
+
+NAN = float("nan")
+BAD_CALLS = [
+    *((f"p {p}", lambda p=p: rug.sample(1, 5, p, 0), "p must be") for p in (0, -0.1, 1.1, NAN, "half", None)),
+    *((f"theory p {p}", lambda p=p: theory.optimum(0.5, p), "p must be") for p in (0, 1.0001, NAN, "half")),
+    *((f"theory r {r}", lambda r=r: theory.bayes_loss(r, 0.5), "r must be") for r in (0, -1, 1.0001, NAN, None)),
+    ("sample's batch", lambda: rug.sample(0, 5, 0.5, 0), "batch must be"),
+    ("sample's n_sparse", lambda: rug.sample(1, 0, 0.5, 0), "n_sparse must be"),
+    ("sample's seed", lambda: rug.sample(1, 5, 0.5, -1), "seed must be"),
+    ("sample's size", lambda: rug.sample(2**20, 2**30, 0.5, 0), "memory for a batch"),
+    ("n_sparse", lambda: rug.Trainer(0, 1, 0.5), "n_sparse must be"),
+    ("n_sparse's type", lambda: rug.Trainer(8.0, 1, 0.5), "n_sparse must be"),
+    ("n_dense 0", lambda: rug.Trainer(8, 0, 0.5), "n_dense must be"),
+    ("n_dense", lambda: rug.Trainer(8, 9, 0.5), r"n_dense must be .* 1 … 8"),
+    ("batch", lambda: rug.Trainer(8, 2, 0.5, batch=0), "batch must be"),
+    ("threads", lambda: rug.Trainer(8, 2, 0.5, threads=0), "threads must be"),
+    ("init", lambda: rug.Trainer(8, 2, 0.5, init="random"), "tied, paper"),
+    ("too large", lambda: rug.Trainer(10**7, 10**6, 0.5), "GiB"),
+    *((f"lr {lr}", lambda lr=lr: rug.Trainer(8, 2, 0.5, batch=2).step(lr), "lr must be") for lr in (0, -1, NAN, float("inf"), "1")),
+    ("samples", lambda: rug.evaluate(random_model(4, 2), 0.5, 0, 0), "samples must be"),
+    ("shapes", lambda: rug.Autoencoder(np.ones((4, 2)), np.ones((3, 2)), np.ones(4)), "decoder's shape"),
+    ("bias", lambda: rug.Autoencoder(np.ones((4, 2)), np.ones((4, 2)), np.ones(3)), "bias's shape"),
+    ("wide", lambda: rug.Autoencoder(np.ones((2, 4)), np.ones((2, 4)), np.ones(2)), "encoder's shape"),
+    ("nan", lambda: rug.Autoencoder(np.full((4, 2), NAN), np.ones((4, 2)), np.ones(4)), "encoder must be finite"),
+    ("x", lambda: random_model(4, 2).forward(np.ones((3, 5))), r"x's shape must be \(batch, 4\)"),
+    ("std", lambda: theory.relu_moments(0.0, -1.0), "std must be"),
+    ("a", lambda: theory.symmetric_loss(NAN, 0, 1, 0.5), "a must be"),
+    ("transform", lambda: forge.walsh_hadamard(np.ones(6)), "power of two"),
+    ("rug", lambda: forge.persian_rug(100, 10, 0.5, 0), "power of two"),
+    ("rug's n_dense", lambda: forge.persian_rug(16, 17, 0.5, 0), "n_dense must be"),
+    ("rug's x", lambda: forge.persian_rug(16, 4, 0.5, 0).forward(np.ones((2, 8))), "x's shape"),
+    ("large rug", lambda: forge.persian_rug(2**20, 2**19, 0.5, 0).autoencoder(), "GiB"),
+    ("projector", lambda: forge.random_projector(16, 0, 0.5, 0), "n_dense must be"),
+    ("digons", lambda: forge.digons(7), "even"),
+    ("copies", lambda: forge.tile(random_model(4, 2), 0), "copies must be"),
+]
+
+
+@pytest.mark.parametrize("call, message", [pytest.param(call, message, id=name) for name, call, message in BAD_CALLS])
+def test_mistakes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("--p 0", "p must be"), ("--p nan", "p must be"), ("--p many", "--p"), ("--ratio 1.5", "ratio must be"),
+    ("--ratio 0.0001", "n_dense"), ("--n-sparse 0", "n_sparse must be"), ("--steps 0", "steps must be"),
+    ("--batch -3", "batch must be"), ("--threads 0", "threads must be"), ("--lr inf", "lr must be"),
+    ("--lr 0", "lr must be"), ("--init best", "tied, paper"), ("--n-sparse 9999999 --ratio 0.5", "GiB"),
+    ("--resume", "checkpoint"), ("--out /dev/null/here", "/dev/null/here"), ("--colour red", "--colour")])
+def test_the_command_line_refuses_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments.split())
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and message in captured.err
+    assert captured.err.count("\n") == 1 and "Traceback" not in captured.err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# ------------------------------------------------------------------------------------ the command line
+
+
+def run(*arguments, **options):
+    return subprocess.Popen([sys.executable, HERE / "train.py", *map(str, arguments)], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_the_main_job(tmp_path):
+    """A small n_sparse that is no power of two: it trains, forges the rug at the nearest one, and draws."""
+    job = run("--n-sparse", 40, "--steps", 60, "--seed", 2, "--out", tmp_path, cwd=tmp_path)
+    output, errors = job.communicate(timeout=120)
+    assert job.returncode == 0, errors
+    for words in ("step 60/60", "the rug beside n_sparse 40 has 32", "Persian rug, n_sparse 8192", "optimal linear",
+                  "oracle filter", "effective bias", "Dead features"):
+        assert words in output
+    for name in ("loss", "weights", "rug", "ratio"):
+        assert (tmp_path / "figures" / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    model = rug.Autoencoder.load(tmp_path / "runs" / "model.npz")
+    trainer = rug.Trainer(40, 10, 0.045, seed=2)
+    for step in range(60):
+        trainer.step(train.learning_rate(step, 60, train.peak_rate(40)))
+    assert (model.encoder == trainer.model.encoder).all()
+    trained = float(output.split("trained, n_sparse 40")[1].split()[0])
+    estimate = rug.evaluate(model, 0.045, 2**16, seed=99)
+    assert trained == pytest.approx(estimate.loss, abs=6 * estimate.error)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
+def test_an_interrupted_job_goes_on_to_the_same_weights(tmp_path):
+    settings = ("--n-sparse", 32, "--steps", 4000, "--batch", 64, "--out", tmp_path)
+    job = run(*settings)
+    time.sleep(0.1)
+    for line in job.stdout:
+        if line.startswith("step"):
+            break
+    job.send_signal(signal.SIGINT)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 130 and "--resume" in errors
+    done = len(rug.Trainer.load(tmp_path / "runs" / "checkpoint.npz").losses)
+    assert 1 <= done < 4000
+    wrong = run("--resume", "--p", 0.3, "--out", tmp_path)
+    assert "0.045" in wrong.communicate(timeout=60)[1] and wrong.returncode == 2
+    job = run("--resume", "--out", tmp_path)
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode == 0, errors
+    trainer = rug.Trainer(32, 8, 0.045, batch=64)
+    for step in range(4000):
+        trainer.step(train.learning_rate(step, 4000, train.peak_rate(32)))
+    assert (rug.Autoencoder.load(tmp_path / "runs" / "model.npz").decoder == trainer.model.decoder).all()
