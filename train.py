@@ -52,19 +52,23 @@ def learning_rate(step, steps, peak):
 class Progress:
     """How far a long job is: one line rewritten on a terminal, a new line every five seconds elsewhere."""
 
-    def __init__(self, total, done=0):
-        self.total, self.first = total, done
-        self.start, self.next = time.monotonic(), 0.0
+    def __init__(self, total):
+        self.total, self.began, self.next = total, time.monotonic(), 0.0
+        self.start = None  # (time, steps done) at the first report: the first step may include compilation
         self.terminal = sys.stdout.isatty()
 
     def show(self, done, text):
         """Report `done` of `total` steps, unless the last report is too recent."""
         now = time.monotonic()
+        self.start = self.start or (now, done)
         if now < self.next and done < self.total:
             return
         self.next = now + (0.1 if self.terminal else 5)
-        rate = max(done - self.first, 1) / max(now - self.start, 1e-9)
-        left = f"{(self.total - done) / rate:.0f} s left" if done < self.total else f"{now - self.start:.1f} s in all"
+        rate = (done - self.start[1]) / max(now - self.start[0], 1e-9)
+        if done >= self.total:
+            left = f"{now - self.began:.1f} s in all"
+        else:
+            left = f"{(self.total - done) / rate:.0f} s left" if rate else "…"
         filled = 24 * done // self.total
         bar = f"{'█' * filled}{'░' * (24 - filled)} " if self.terminal else ""
         line = f"{bar}step {done}/{self.total}  {text}  {rate:.0f} steps/s  {left}"
@@ -80,7 +84,7 @@ def train(trainer, steps, peak, checkpoint, predicted):
     stop = []
     usual = signal.signal(signal.SIGINT, lambda *_: stop.append(True))
     try:
-        progress, saved = Progress(steps, len(trainer.losses)), time.monotonic()
+        progress, saved = Progress(steps), time.monotonic()
         while len(trainer.losses) < steps and not stop:
             trainer.step(learning_rate(len(trainer.losses), steps, peak))
             if time.monotonic() - saved > SAVE_EVERY:
@@ -181,9 +185,9 @@ def conclusions(rows, skewness):
     share = trained.loss / best
     if share < 1:
         sentences.append(
-            f"The trained network is {100 * (1 - share):.0f} % better than that: it isn't large enough to be symmetric, "
-            f"and its weights have skewness {skewness:.1f}. Large negative interference costs nothing while ReLU hides "
-            "it, which the Gaussian theory can't know; the advantage fades as n_sparse grows.")
+            f"The trained network is {100 * (1 - share):.0f} % better than that, which Gaussian interference doesn't allow: "
+            f"its weights have skewness {skewness:.1f}. Large negative interference costs nothing while ReLU hides it, and "
+            "training finds that out; in the same number of steps a larger network finds less of it.")
     else:
         sentences.append(f"The trained network is {100 * (share - 1):.0f} % worse than that: more steps, or a larger "
                          "n_sparse, bring it closer.")
@@ -222,6 +226,7 @@ def draw_loss(path, losses, rows):
             axes.axhline(row.loss, color=COLOURS[row.key], lw=1)
             below = row.key == "bayes"
             label_line(axes, len(losses), row.loss, row.name, COLOURS[row.key], offset=(-4, -11 if below else 3), ha="right")
+    axes.margins(y=0.12)
     axes.set(xlabel="training step", ylabel="loss per feature", yscale="log",
              title="The trained loss passes the symmetric optimum" if means[-1] < rows[1].loss else
              "The trained loss and the symmetric optimum")
@@ -270,10 +275,10 @@ def draw_ratio(path, model, rows, p):
     critical = theory.critical_ratio(p)
     if ratios[0] < critical < 1:
         axes.axvline(critical, color="#999999", lw=0.8, ls=":")
-        label_line(axes, critical, theory.variance(p), "critical ratio $r_c$", "#666666", offset=(4, 4))
+        label_line(axes, critical, 0, "critical ratio $r_c$", "#666666", offset=(4, 4))
     axes.set(xscale="log", xlabel="ratio r = n_dense / n_sparse", ylabel="loss per feature", ylim=(0, None),
              title=f"Loss against r at p = {p:g}")
-    axes.legend(loc="lower left", frameon=False, fontsize=9)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.08), frameon=False, fontsize=9)
     save_figure(figure, path)
 
 
@@ -293,9 +298,9 @@ def start_trainer(given, checkpoint):
         rug.require_integer("n_sparse", settings["n_sparse"], 1)
         n_dense = round(ratio * settings["n_sparse"])
         rug.require(n_dense >= 1, f"n_dense = ratio {ratio} × n_sparse {settings['n_sparse']}", n_dense, "at least 1")
-        if os.path.exists(checkpoint):
-            os.replace(checkpoint, checkpoint + ".previous")
         trainer = rug.Trainer(n_dense=n_dense, threads=threads, **settings)
+        if os.path.exists(checkpoint):  # nobody's interrupted run is lost by forgetting --resume
+            os.replace(checkpoint, checkpoint + ".previous")
         return trainer, steps, peak or peak_rate(trainer.n_sparse)
     trainer = rug.Trainer.load(checkpoint, threads)
     steps, peak = trainer.notes.get("steps"), trainer.notes.get("lr")
@@ -315,6 +320,7 @@ def main_job(given):
     checkpoint = os.path.join(runs, "checkpoint.npz")
     for folder in (runs, figures):
         os.makedirs(folder, exist_ok=True)
+        rug.require(os.access(folder, os.W_OK), "folder", folder, "writable")
     trainer, steps, peak = start_trainer(given, checkpoint)
     n_sparse, n_dense, p, seed = trainer.n_sparse, trainer.n_dense, trainer.p, trainer.seed
     predicted = theory.optimum(n_dense / n_sparse, p)
