@@ -5,8 +5,8 @@ off-diagonal is small, dense and alike for all features. Nothing asks for random
 
 walsh_hadamard     the fast transform behind the rug
 persian_rug        n_dense rows of a Hadamard matrix: exactly symmetric, and self-similar to look at
-random_projector   a random subspace: the same loss, nothing to look at
-digons             pairs of features in opposite directions: small, exact, and better where n_dense = n_sparse/2
+random_projector   a random subspace: in the limit the same loss, and nothing to look at
+digons             pairs of features in opposite directions: at n_dense = n_sparse/2 and small p better than the rug
 tile               copies of a model side by side
 
 Uses rug.py for the models and theory.py for a and b.
@@ -67,8 +67,8 @@ class PersianRug:
 def persian_rug(n_sparse, n_dense, p, seed):
     """The PersianRug with a and b from theory.optimum(n_dense/n_sparse, p) and randomly chosen rows S.
 
-    S leaves out row 0 of H, which is all ones: with it all interference would have one sign. Then Σ_j W_ij = 0, so the
-    interference has mean μ = (p/2)(0 − a), and b − μ is the bias that makes the effective bias b.
+    S leaves out row 0 of H, which is all ones and would add a/n_dense to every W_ij: a little more loss. Without it
+    Σ_j W_ij = 0, the interference has mean μ = (p/2)(0 − a), and b − μ is the bias that makes the effective bias b.
     Raises ValueError if n_sparse is no power of two or n_dense not in 1 … n_sparse.
     """
     rug.require_integer("n_sparse", n_sparse, 1)

@@ -15,12 +15,13 @@ and activation function but the ones that the paper (arXiv:2410.12101) needs.
 """
 import os
 
-# NumPy's BLAS threads spin while ours work, and a step then takes up to twenty times as long. So BLAS gets one
-# thread, which it only reads when NumPy is first imported; a setting of the user's own stands.
+# What BLAS reads when NumPy is first imported; a setting of the user's own stands. Its threads would spin while ours
+# work, so it gets one.
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 import math
+import uuid
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +31,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-# Compiled once and kept on disk; without the GIL, so that threads run at once; sums may be reordered (SIMD), but
-# NaN and infinity keep their meaning, so that a run that diverges shows it.
-kernel = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+# Compiled once and kept on disk; without the GIL, so that threads run at once; x/0 is infinity, as in NumPy (Python's
+# exception would keep loops from being vectorised); sums may be reordered, but NaN and infinity keep their meaning.
+kernel = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
 
 def require(condition, name, value, allowed):
@@ -63,29 +64,22 @@ def require_memory(what, n_bytes):
 
 
 class Sparse(NamedTuple):
-    """Rows of a sparse matrix (CSR): row k holds values[indptr[k]:indptr[k+1]] at columns indices[same]."""
+    """Rows of a sparse matrix (CSR): row k holds values[indptr[k]:indptr[k + 1]] in columns indices[the same]."""
     indptr: np.ndarray   # (rows + 1,) int64
     indices: np.ndarray  # (entries,) int32
     values: np.ndarray   # (entries,) float32
+    columns: int
 
     @staticmethod
-    def empty(rows, entries):
-        """Room for `rows` rows with `entries` entries in all. Pages that are never written cost no memory."""
-        return Sparse(np.zeros(rows + 1, np.int64), np.empty(entries, np.int32), np.empty(entries, np.float32))
-
-
-class Batch(NamedTuple):
-    """Samples of x as sparse rows (see Sparse), with the number of columns."""
-    indptr: np.ndarray
-    indices: np.ndarray
-    values: np.ndarray
-    n_sparse: int
+    def empty(rows, columns, entries):
+        """Room for `entries` entries in all. Pages of memory that are never written cost none."""
+        return Sparse(np.zeros(rows + 1, np.int64), np.empty(entries, np.int32), np.empty(entries, np.float32), columns)
 
     def dense(self):
-        """The same samples as an array (batch, n_sparse) float32."""
-        x = np.zeros((len(self.indptr) - 1, self.n_sparse), np.float32)
-        rows = np.repeat(np.arange(len(x)), np.diff(self.indptr))
-        x[rows, self.indices] = self.values
+        """The same as an array (rows, columns) float32."""
+        x = np.zeros((len(self.indptr) - 1, self.columns), np.float32)
+        entries = slice(0, self.indptr[-1])
+        x[np.repeat(np.arange(len(x)), np.diff(self.indptr)), self.indices[entries]] = self.values[entries]
         return x
 
 
@@ -129,8 +123,7 @@ def inverse_log_silent(p):
 def sample(batch, n_sparse, p, seed, step=0):
     """Draw samples x_i = c_i u_i with c_i ~ Bernoulli(p) and u_i ~ Uniform[0, 1), all independent.
 
-    Returns a Batch of `batch` sparse rows; `.dense()` gives them as (batch, n_sparse). Row k depends on
-    (seed, step, k) alone. Raises ValueError for p outside (0, 1], batch or n_sparse < 1, seed or step < 0.
+    Returns `batch` Sparse rows; `.dense()` gives them as (batch, n_sparse). Row k depends on (seed, step, k) alone. Raises ValueError for p outside (0, 1], batch or n_sparse < 1, seed or step < 0.
     """
     require_integer("batch", batch, 1)
     require_integer("n_sparse", n_sparse, 1)
@@ -138,10 +131,10 @@ def sample(batch, n_sparse, p, seed, step=0):
     require_integer("seed", seed, 0, 2**63 - 1)
     require_integer("step", step, 0, 2**63 - 1)
     require_memory(f"a batch of {batch} × {n_sparse}", 8 * batch * n_sparse)
-    rows = Sparse.empty(batch, batch * n_sparse)
-    draw_rows(np.uint64(seed), np.uint64(step), 0, n_sparse, inverse_log_silent(p), *rows)
-    entries = rows.indptr[-1]
-    return Batch(rows.indptr, rows.indices[:entries].copy(), rows.values[:entries].copy(), n_sparse)
+    x = Sparse.empty(batch, n_sparse, batch * n_sparse)
+    draw_rows(np.uint64(seed), np.uint64(step), 0, n_sparse, inverse_log_silent(p), *x[:3])
+    entries = x.indptr[-1]
+    return Sparse(x.indptr, x.indices[:entries].copy(), x.values[:entries].copy(), n_sparse)
 
 
 # --------------------------------------------------------------------------------------------- 2. the model
@@ -259,8 +252,8 @@ def dead_features(model, p, samples=256, seed=0):
 def add_product(indptr, indices, values, table, out):
     """out += A · table for sparse rows A: out[k] += Σ_e values[e] · table[indices[e]] over the entries e of row k.
 
-    All of training's products but the decode have a sparse factor, so this is all of them but one: the hidden
-    vectors x W_inᵀ, their gradients dz W_out, and the weight gradients dzᵀ h and xᵀ dh with A transposed.
+    All of training's products but the decode have a sparse factor and can be done by this: the hidden vectors
+    x W_inᵀ, their gradients dz W_out, and the weight gradients dzᵀ h and xᵀ dh with A transposed.
     """
     for k in range(len(indptr) - 1):
         row, entry, end = out[k], indptr[k], indptr[k + 1]
@@ -289,18 +282,19 @@ def residual(z, bias, x_indptr, x_indices, x_values, indptr, indices, values, lo
     entry, fits = 0, True
     for k in range(z.shape[0]):
         row, total = z[k], np.float32(0)
-        for i in range(n_sparse):  # as if x were 0 …
-            output = row[i] + bias[i]
-            output = np.float32(0) if output <= 0 else output  # written so that NaN stays NaN
-            total += output * output
-            row[i] = output
-        for e in range(x_indptr[k], x_indptr[k + 1]):  # … and put right where it is not
-            i, x = x_indices[e], x_values[e]
-            total += x * (x - 2 * row[i])
-            row[i] = row[i] - x if row[i] > 0 else np.float32(0)
-        losses[k] = total
         for i in range(n_sparse):
+            output = row[i] + bias[i]
+            row[i] = np.float32(0) if output <= 0 else output  # written so that NaN stays NaN
+        for e in range(x_indptr[k], x_indptr[k + 1]):
+            i, x = x_indices[e], x_values[e]
+            if row[i] > 0:
+                row[i] -= x
+            else:
+                total += x * x  # an error without a gradient
+        for i in range(n_sparse):
+            total += row[i] * row[i]
             bias_gradient[i] += row[i]
+        losses[k] = total
         fits = fits and entry + n_sparse <= len(indices)
         if fits:
             for i in range(n_sparse):  # write always, keep if not zero: no branch on what is as good as random
@@ -362,7 +356,7 @@ def paper_start(n_sparse, n_dense, rng):
 
 
 STARTS = {"tied": tied_start, "paper": paper_start}
-DENSE_FROM = 1 / 4  # share of active outputs from which dense products beat sparse ones
+DENSE_FROM = 1 / 5  # share of active outputs from which dense products win: 1/6 to 1/4, depending on the BLAS
 BLOCK = 256         # features whose gradients are computed before Adam consumes them: they stay in the cache
 
 
@@ -382,7 +376,7 @@ class Trainer:
 
     A step has two parts, each shared among the threads without anything to merge: first by samples (draw, encode,
     decode, residual, gradient of the hidden vectors), then by features (gradients of the weights, Adam).
-    Batches depend on (seed, step) alone, so thread counts only change the rounding.
+    Batches depend on (seed, step) alone: another number of threads changes the rounding, nothing else.
 
     n_sparse, n_dense, batch ≥ 1, n_dense ≤ n_sparse; p in (0, 1]; seed ≥ 0; init: "tied" or "paper";
     threads: 1 or more, None for one a core. Raises ValueError otherwise, or if memory would not do.
@@ -399,7 +393,7 @@ class Trainer:
         require(init in STARTS, "init", init, "one of " + ", ".join(STARTS))
         require_integer("threads", cores() if threads is None else threads, 1, 1024)
         require_memory(f"training n_sparse {n_sparse}, n_dense {n_dense}, batch {batch}",
-                       4 * (6 * n_sparse * n_dense + 3 * batch * n_sparse))
+                       4 * (6 * n_sparse * n_dense + (2 + 4 * p) * batch * n_sparse))
         self.n_sparse, self.n_dense, self.p = int(n_sparse), int(n_dense), float(p)
         self.batch, self.seed, self.init = int(batch), int(seed), init
         self.threads = min(threads or cores(), batch, n_sparse)
@@ -423,10 +417,10 @@ class Trainer:
         sizes = [rows.stop - rows.start for rows in self.rows]
         full = [size * n_sparse for size in sizes]
         some = [int(DENSE_FROM * entries) + n_sparse for entries in full]
-        self.x = [Sparse.empty(size, room) for size, room in zip(sizes, full)]
-        self.x_by_feature = [Sparse.empty(n_sparse, room) for room in full]
-        self.dz_sparse = [Sparse.empty(size, room) for size, room in zip(sizes, some)]
-        self.dz_by_feature = [Sparse.empty(n_sparse, room) for room in some]
+        self.x = [Sparse.empty(size, n_sparse, room) for size, room in zip(sizes, full)]
+        self.x_by_feature = [Sparse.empty(n_sparse, size, room) for size, room in zip(sizes, full)]
+        self.dz_sparse = [Sparse.empty(size, n_sparse, room) for size, room in zip(sizes, some)]
+        self.dz_by_feature = [Sparse.empty(n_sparse, size, room) for size, room in zip(sizes, some)]
         self.gradient = np.empty((self.threads, BLOCK, n_dense), np.float32)
         self.pool = ThreadPoolExecutor(self.threads)
 
@@ -455,25 +449,27 @@ class Trainer:
         for other in others:
             other.result()
 
+    @np.errstate(over="ignore", invalid="ignore")  # a run that diverges shows it by its loss
     def _by_samples(self, k):
         """Thread k's samples: from drawing x to the gradient of the hidden vectors."""
-        rows, x = self.rows[k], self.x[k]
+        rows, x, dz_sparse = self.rows[k], self.x[k], self.dz_sparse[k]
         hidden, d_hidden, dz = self.hidden[rows], self.d_hidden[rows], self.dz[rows]
         draw_rows(np.uint64(self.seed), np.uint64(len(self.losses)), rows.start, self.n_sparse,
-                  inverse_log_silent(self.p), *x)
+                  inverse_log_silent(self.p), *x[:3])
         hidden[:] = 0
-        add_product(*x, self.weights.encoder, hidden)
+        add_product(*x[:3], self.weights.encoder, hidden)
         np.matmul(hidden, self.weights.decoder.T, out=dz)
         self.d_bias[k] = 0
-        self.fits[k] = residual(dz, self.weights.bias, *x, *self.dz_sparse[k], self.row_losses[rows], self.d_bias[k])
+        self.fits[k] = residual(dz, self.weights.bias, *x[:3], *dz_sparse[:3], self.row_losses[rows], self.d_bias[k])
         if self.fits[k]:
             d_hidden[:] = 0
-            add_product(*self.dz_sparse[k], self.weights.decoder, d_hidden)
-            transpose(*self.dz_sparse[k], *self.dz_by_feature[k])
+            add_product(*dz_sparse[:3], self.weights.decoder, d_hidden)
+            transpose(*dz_sparse[:3], *self.dz_by_feature[k][:3])
         else:
             np.matmul(dz, self.weights.decoder, out=d_hidden)
-        transpose(*x, *self.x_by_feature[k])
+        transpose(*x[:3], *self.x_by_feature[k][:3])
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _by_features(self, k, rate, root):
         """Thread k's features: gradients of encoder, decoder and bias rows, and Adam on each."""
         scale = np.float32(2 / (self.batch * self.n_sparse))
@@ -484,7 +480,7 @@ class Trainer:
             adam(weight, mean, square, gradient.reshape(-1), scale, rate, root)
 
         def add_transposed(columns, part, table, gradient):
-            for rows, (indptr, indices, values) in zip(self.rows, columns):
+            for rows, (indptr, indices, values, _) in zip(self.rows, columns):
                 add_product(indptr[part.start:part.stop + 1], indices, values, table[rows], gradient)
 
         features = self.features[k]
@@ -518,11 +514,13 @@ class Trainer:
 
     @staticmethod
     def load(path, threads=None):
-        """The trainer saved at `path`: its next step is the one that the saved trainer would have done.
+        """The trainer saved at `path`: with as many threads, its steps are bitwise those of the saved trainer.
 
         ValueError or OSError if the file is missing, damaged or not a trainer's.
         """
         data = load_npz(path, "trainer", Trainer.SETTINGS + ("losses",))
+        require(all(data[name].ndim == 0 for name in data if name in Trainer.SETTINGS or name.startswith("note_")),
+                f"{path}: settings", "arrays", "single values")
         trainer = Trainer(**{name: data[name].item() for name in Trainer.SETTINGS}, threads=threads)
         for kind, group in trainer._state().items():
             for name, array in zip(Gradients._fields, group):
@@ -530,7 +528,10 @@ class Trainer:
                 require(stored.shape == array.shape and stored.dtype == array.dtype and np.isfinite(stored).all(),
                         f"{path}: {kind}_{name}", (stored.dtype.name, stored.shape), f"finite float32 {array.shape}")
                 array[:] = stored
-        trainer.losses = data["losses"].tolist()
+        losses = data["losses"]
+        require(losses.ndim == 1 and losses.dtype == np.float64 and np.isfinite(losses).all(), f"{path}: losses",
+                (losses.dtype.name, losses.shape), "finite float64 (steps,)")
+        trainer.losses = losses.tolist()
         trainer.notes = {name[5:]: data[name].item() for name in data if name.startswith("note_")}
         return trainer
 
@@ -540,7 +541,7 @@ class Trainer:
 
 def save_npz(path, kind, **arrays):
     """Write arrays as .npz under exactly `path`: a crash leaves the old file or the new one, never half of one."""
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"  # nobody else's, even on a disk shared by several machines
     try:
         with open(temporary, "wb") as file:
             np.savez(file, kind=kind, **arrays)

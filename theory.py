@@ -55,8 +55,8 @@ def maximise(f, low, high, points, rounds):
 
 def _check(p, r=1.0):
     for name, value in (("p", p), ("r", r)):
-        if not (isinstance(value, Real) and 0 < value <= 1):
-            raise ValueError(f"{name} must be a number in (0, 1], got {value!r}")
+        if not (isinstance(value, Real) and 1e-100 <= value <= 1):  # below, floats run out of digits
+            raise ValueError(f"{name} must be a number in (0, 1] and no less than 1e-100, got {value!r}")
 
 
 def variance(p):
@@ -177,9 +177,10 @@ def _posterior_mass(y, s):
     return f1, y * f1 + s * (normal_density(y / s) - normal_density((y - 1) / s))
 
 
-def _integrate_over_signal(f, s):
-    """∫ f(y) dy over all y = c u + s z, in intervals of s around 0 and 1, where the densities bend."""
-    steps = s * np.arange(-10, 11)
+def _integrate_over_signal(f, s, p):
+    """∫ f(y) dy over all y = c u + s z, in intervals of s around 0 and 1, where densities and posterior bend."""
+    reach = 10 + math.ceil(math.sqrt(-2 * math.log(p)))
+    steps = s * np.arange(-reach, reach + 1)
     return integrate(f, np.concatenate([steps, 1 + steps]))
 
 
@@ -197,13 +198,14 @@ def bayes_loss(r, p):
         f1, m1 = _posterior_mass(y, s)
         return (p * m1)**2 / np.maximum((1 - p) * normal_density(y / s) / s + p * f1, 1e-300)
 
-    return p / 3 - _integrate_over_signal(removed, s)
+    return p / 3 - _integrate_over_signal(removed, s, p)
 
 
 def oracle_loss(r, p):
-    """The best after an oracle told which features are on: a bound on every gate, top-k or threshold.
+    """The best function of y_i and of whether feature i is on, as if an oracle had told: the oracle filter.
 
-    L = p/3 − p ∫ m₁²/f₁ dy, with m₁ and f₁ as in `bayes_loss`.
+    L = p/3 − p ∫ m₁²/f₁ dy, with m₁ and f₁ as in `bayes_loss`. No gate, threshold or top-k choice that is followed by
+    a function of y_i alone does better, as far as it knows no more about u_i than y_i does.
     """
     s = noise_per_signal(r, p)
     if s == 0:
@@ -213,22 +215,28 @@ def oracle_loss(r, p):
         f1, m1 = _posterior_mass(y, s)
         return m1 * np.clip(m1 / np.maximum(f1, 1e-300), 0, 1)
 
-    return p / 3 - p * _integrate_over_signal(removed, s)
+    return p / 3 - p * _integrate_over_signal(removed, s, p)
 
 
-def dropping_loss(r, p):
-    """Keep only a fraction q of the features, at ratio r/q, and answer p/2 for the others; the best q.
+def kept_fraction(r, p):
+    """The fraction q of features to keep, at ratio r/q, so that q L*(r/q) + (1 − q) Var x is least.
 
-    L = min_q q L*(r/q) + (1 − q) Var x = Var x − r max_ρ (Var x − L*(ρ))/ρ over ρ = r/q in [r, 1]: the lower convex
-    envelope of the symmetric optimum L*(r) and the point (0, Var x).
+    With ρ = r/q in [r, 1] that loss is Var x − r (Var x − L*(ρ))/ρ. The best ρ is r itself, q = 1, if r is large
+    enough; below the tangent point of L*'s convex envelope, q < 1: there a model that drops features wins.
     """
     _check(p, r)
 
     def gain(log_ratio):
         return np.array([(variance(p) - optimum(min(ratio, 1.0), p).loss) / ratio for ratio in np.exp(log_ratio)])
 
-    best = maximise(gain, math.log(r), 0.0, points=40, rounds=4)
-    return variance(p) - r * float(gain(np.array([best]))[0])
+    return min(1.0, r / math.exp(maximise(gain, math.log(r), 0.0, points=40, rounds=4)))
+
+
+def dropping_loss(r, p):
+    """Keep the best fraction q of the features and answer p/2 for the others: the lower envelope of L*(r) and of the
+    straight lines from it to the point (0, Var x)."""
+    kept = kept_fraction(r, p)
+    return kept * optimum(min(r / kept, 1.0), p).loss + (1 - kept) * variance(p)
 
 
 def digon_loss(p):
@@ -256,13 +264,16 @@ def scaling_loss(r, p):
 # --------------------------------------------------------------------- 5. the same numbers of a given W
 
 
+AT_ONCE = 2**22  # entries of W that are looked at together
+
+
 class Statistics(NamedTuple):
     """The large-scale numbers, of each feature or, from `macroscopics`, as pairs (mean, spread)."""
     a: np.ndarray               # W_ii
     bias: np.ndarray            # b_i
     effective_bias: np.ndarray  # b_i + μ_i,  μ_i = (p/2) Σ_{j≠i} W_ij
     sigma: np.ndarray           # √(Var(x) Σ_{j≠i} W_ij²)
-    lyapunov: np.ndarray        # Λ_i = Σ_{j≠i} |W_ij|³ / (Σ_{j≠i} W_ij²)^{3/2}, small where ν_i is nearly Gaussian
+    lyapunov: np.ndarray        # Λ_i = Σ_{j≠i} |W_ij|³ / (Σ_{j≠i} W_ij²)^{3/2}; ν_i is nearly Gaussian if Λ_i ≪ √p
     skewness: np.ndarray        # of the W_ij, j ≠ i: negative if large interference mostly silences
 
 
@@ -276,7 +287,7 @@ def feature_statistics(model, p):
     others = max(n_sparse - 1, 1)
     a = np.einsum("ij,ij->i", decoder, encoder)
     sums = np.empty((4, n_sparse))  # over j ≠ i of W_ij, W_ij², |W_ij|³ and of the cubed deviation from the mean
-    block = max(1, 2**22 // n_sparse)
+    block = max(1, AT_ONCE // n_sparse)
     for start in range(0, n_sparse, block):
         rows = np.arange(start, min(start + block, n_sparse))
         w = decoder[rows] @ encoder.T                                       # (block, n_sparse)
@@ -295,3 +306,14 @@ def feature_statistics(model, p):
 def macroscopics(model, p):
     """Mean and spread (standard deviation) over features of each of the Statistics: a.mean is macroscopics(…).a[0]."""
     return Statistics(*((float(values.mean()), float(values.std())) for values in feature_statistics(model, p)))
+
+
+def distance_from_gaussian(values):
+    """Kolmogorov–Smirnov distance of each column from the Gaussian of its own mean and deviation, (columns,).
+
+    values: (samples, columns). Samples of a Gaussian have a distance of about 0.6/√samples.
+    """
+    values = np.sort(values, axis=0)
+    cdf = normal_cdf((values - values.mean(axis=0)) / values.std(axis=0))
+    steps = np.arange(len(values) + 1)[:, None] / len(values)
+    return np.maximum(cdf - steps[:-1], steps[1:] - cdf).max(axis=0)

@@ -8,16 +8,20 @@ figures/, the model and a checkpoint to runs/. `python train.py --help` explains
 import rug  # first, as it holds BLAS to one thread before NumPy is imported
 import argparse
 import math
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
 import forge
 import theory
@@ -30,17 +34,22 @@ SAVE_EVERY = 10      # seconds between checkpoints
 FORGED_LARGE = 8192  # n_sparse of the rug that stands for "large": its loss is the theory's within about 1 %
 
 # One colour for each model in every picture; they stay apart for the colour-blind (Okabe, Ito 2008).
-COLOURS = {"trained": "#d55e00", "theory": "#0072b2", "rug": "#a3182b", "projector": "#cc79a7", "linear": "#666666",
-           "bayes": "#009e73", "oracle": "#e69f00"}
+COLOURS = {"trained": "#d55e00", "theory": "#0072b2", "rug": "#a3182b", "large rug": "#a3182b", "projector": "#cc79a7", "linear": "#666666",
+           "bayes": "#009e73", "oracle": "#e69f00", "published": "#56b4e9"}
 RUG_COLOURS = LinearSegmentedColormap.from_list(
     "rug", ["#0b1f3a", "#1f4e79", "#3b8686", "#f1e2c4", "#d9822b", "#a3182b", "#4a0a12"])
+CURVES = {"linear": ("optimal linear", theory.linear_loss), "bayes": ("Bayes elementwise", theory.bayes_loss),
+          "theory": ("symmetric theory", lambda r, p: theory.optimum(r, p).loss), "oracle": ("oracle filter", theory.oracle_loss)}
 
 
 # ------------------------------------------------------------------------------------------------ training
 
 
 def peak_rate(n_sparse):
-    """The default peak learning rate: measured to train well for n_sparse 12 … 4096 and p 0.01 … 0.3."""
+    """The default peak learning rate for n_sparse 12 … 4096 and p 0.01 … 0.3.
+
+    Half as much trains a little worse; two and a half times as much kills all features at n_sparse 2048, p = 0.3.
+    """
     return 60e-3 / math.sqrt(n_sparse)
 
 
@@ -52,8 +61,8 @@ def learning_rate(step, steps, peak):
 class Progress:
     """How far a long job is: one line rewritten on a terminal, a new line every five seconds elsewhere."""
 
-    def __init__(self, total):
-        self.total, self.began, self.next = total, time.monotonic(), 0.0
+    def __init__(self, total, unit="step"):
+        self.total, self.unit, self.began, self.next = total, unit, time.monotonic(), 0.0
         self.start = None  # (time, steps done) at the first report: the first step may include compilation
         self.terminal = sys.stdout.isatty()
 
@@ -71,7 +80,7 @@ class Progress:
             left = f"{(self.total - done) / rate:.0f} s left" if rate else "…"
         filled = 24 * done // self.total
         bar = f"{'█' * filled}{'░' * (24 - filled)} " if self.terminal else ""
-        line = f"{bar}step {done}/{self.total}  {text}  {rate:.0f} steps/s  {left}"
+        line = f"{bar}{self.unit} {done}/{self.total}  {text}  {rate:.3g} {self.unit}s/s  {left}"
         end = "\n" if done >= self.total or not self.terminal else ""
         print(f"\r\x1b[2K{line}" if self.terminal else line, end=end, flush=True)
 
@@ -86,7 +95,9 @@ def train(trainer, steps, peak, checkpoint, predicted):
     try:
         progress, saved = Progress(steps), time.monotonic()
         while len(trainer.losses) < steps and not stop:
-            trainer.step(learning_rate(len(trainer.losses), steps, peak))
+            loss = trainer.step(learning_rate(len(trainer.losses), steps, peak))
+            rug.require(loss < 100 * trainer.losses[0] + 1, f"loss at step {len(trainer.losses)} with --lr {peak:g}", loss,
+                        "finite and not far above its start; try a smaller --lr")
             if time.monotonic() - saved > SAVE_EVERY:
                 trainer.save(checkpoint, steps=steps, lr=peak)
                 saved = time.monotonic()
@@ -102,19 +113,19 @@ def train(trainer, steps, peak, checkpoint, predicted):
 
 
 class Row(NamedTuple):
-    """A line of the table: a loss per feature, its standard error (0 if computed), and theory's loss at its ratio."""
+    """A line of the table: a model or bound at ratio r, its loss per feature, standard error (0 if computed), theory's loss."""
     key: str
     name: str
+    r: float
     loss: float
     error: float
     theory: float
 
-    def ratio(self):
+    def over_theory(self):
         """Loss over theory, with its error; a dash where theory's loss is 0."""
         if self.theory == 0:
             return "–"
-        error = f" ± {self.error / self.theory:.4f}" if self.error else ""
-        return f"{self.loss / self.theory:.4f}{error}"
+        return f"{self.loss / self.theory:.4f}" + (f" ± {self.error / self.theory:.4f}" if self.error else "")
 
 
 def nearest_power_of_two(n):
@@ -132,27 +143,28 @@ def measure(model, p, seed):
     return rug.evaluate(model, p, max(256, 2**25 // model.n_sparse), seed)
 
 
-def compare(model, p, seed):
-    """Rows for the trained model, the forged ones and the bounds, and the rug of the model's size."""
+def compare(model, numbers, p, seed):
+    """Rows for the trained model with its Statistics `numbers`, for the forged models and for the bounds; its rug."""
     n_sparse, n_dense = model.n_sparse, model.n_dense
     r = n_dense / n_sparse
-    predicted = theory.optimum(r, p).loss
-    small = rug_at(nearest_power_of_two(n_sparse), r, p, seed)
-    rugs = [small] if small.n_sparse == FORGED_LARGE else [small, rug_at(FORGED_LARGE, r, p, seed)]
-    rows = [Row("trained", f"trained, n_sparse {n_sparse}", *measure(model, p, seed), predicted),
-            Row("theory", "symmetric theory", predicted, 0, predicted)]
-    for forged in rugs:
-        own = forged.n_dense / forged.n_sparse
+
+    def sampled(key, name, model):
+        own = model.n_dense / model.n_sparse
         note = "" if own == r else f", r = {own:.4g}"
-        rows.append(Row("rug", f"Persian rug, n_sparse {forged.n_sparse}{note}", *measure(forged, p, seed),
-                        theory.optimum(own, p).loss))
-    projector = forge.random_projector(n_sparse, n_dense, p, seed)
-    rows.append(Row("projector", f"random projector, n_sparse {n_sparse}", *measure(projector, p, seed), predicted))
-    for key, name, bound in (("linear", "optimal linear", theory.linear_loss),
-                             ("bayes", "Bayes elementwise", theory.bayes_loss),
-                             ("oracle", "oracle filter", theory.oracle_loss)):
-        rows.append(Row(key, name, bound(r, p), 0, predicted))
-    return rows, small
+        return Row(key, f"{name}, n_sparse {model.n_sparse}{note}", own, *measure(model, p, seed), theory.optimum(own, p).loss)
+
+    def computed(key, name, loss):
+        return Row(key, name, r, loss, 0.0, theory.optimum(r, p).loss)
+
+    forged = rug_at(nearest_power_of_two(n_sparse), r, p, seed)
+    rows = [sampled("trained", "trained", model), computed("theory", "symmetric theory", theory.optimum(r, p).loss),
+            computed("own", "theory at trained a, b, σ", theory.symmetric_loss(
+                numbers.a[0], numbers.effective_bias[0], numbers.sigma[0], p)), sampled("rug", "Persian rug", forged)]
+    if forged.n_sparse != FORGED_LARGE:
+        rows.append(sampled("large rug", "Persian rug", rug_at(FORGED_LARGE, r, p, seed)))
+    rows.append(sampled("projector", "random projector", forge.random_projector(n_sparse, n_dense, p, seed)))
+    rows += [computed(key, *CURVES[key][:1], CURVES[key][1](r, p)) for key in ("linear", "bayes", "oracle")]
+    return rows, forged
 
 
 def print_table(header, lines):
@@ -166,7 +178,7 @@ def print_table(header, lines):
 def print_results(rows, numbers, dead):
     """Both tables: losses, and the large-scale numbers of the models in `numbers` (name → Statistics)."""
     print_table(["loss per feature", "loss", "± error", "over theory"],
-                [[row.name, f"{row.loss:.6f}", f"{row.error:.6f}" if row.error else "", row.ratio()] for row in rows])
+                [[row.name, f"{row.loss:.4g}", f"{row.error:.1g}" if row.error else "", row.over_theory()] for row in rows])
     fields = {"a": "a", "effective_bias": "effective bias", "sigma": "σ", "lyapunov": "Λ", "skewness": "skewness"}
     print_table(["mean ± spread over features"] + list(fields.values()),
                 [[name] + [f"{mean:.3f} ± {spread:.3f}" for mean, spread in
@@ -174,28 +186,28 @@ def print_results(rows, numbers, dead):
     print(f"Dead features of the trained model: {dead}.")
 
 
-def conclusions(rows, skewness):
-    """What the numbers say, as three plain sentences; `skewness` is the trained W's."""
-    loss = {row.key: row for row in rows}  # of two rugs, the last and larger one
-    trained, forged, best = loss["trained"], loss["rug"], loss["theory"].loss
+def conclusions(rows, skewness, p):
+    """What the numbers of this run say, as three plain sentences; `skewness` is that of the trained W."""
+    found = {row.key: row for row in rows}
+    trained, forged, best = found["trained"], found.get("large rug", found["rug"]), found["theory"].loss
     if best == 0:
         return ["With n_dense = n_sparse nothing has to be shared: theory's loss is 0."]
-    sentences = [f"Forged without training, the {forged.name} has {forged.ratio()} times the loss that theory computes "
-                 "from three numbers: a, the effective bias and σ."]
-    share = trained.loss / best
-    if share < 1:
-        sentences.append(
-            f"The trained network is {100 * (1 - share):.0f} % better than that, which Gaussian interference doesn't allow: "
-            f"its weights have skewness {skewness:.1f}. Large negative interference costs nothing while ReLU hides it, and "
-            "training finds that out; in the same number of steps a larger network finds less of it.")
-    else:
-        sentences.append(f"The trained network is {100 * (share - 1):.0f} % worse than that: more steps, or a larger "
-                         "n_sparse, bring it closer.")
-    sentences.append(
-        f"On the symmetric model's pre-activation no elementwise activation gets below {loss['bayes'].loss / best:.2f} "
-        f"times ReLU's loss, and no gate below {loss['oracle'].loss / best:.2f} times; the best linear model has "
-        f"{loss['linear'].loss / best:.1f} times.")
-    return sentences
+    few = p * FORGED_LARGE < 50
+    first = (f"Forged without training, the rug with n_sparse {FORGED_LARGE} loses {forged.over_theory()} times what theory "
+             "computes from three numbers, a, the effective bias b and σ" +
+             (f"; with only {p * FORGED_LARGE:.2g} features on at a time its interference is not Gaussian." if few else "."))
+    gaussian = theory.dropping_loss(trained.r, p)
+    second = f"The trained network loses {trained.over_theory()} times that"
+    if gaussian < 0.999 * best:
+        second += f", where theory allows {gaussian / best:.4f} by dropping features"
+    if trained.loss + 2 * trained.error < gaussian:
+        second += (f": less than Gaussian interference allows, which with the trained a, b, σ would lose {found['own'].loss:.4g}. "
+                   f"W's skewness of {skewness:.1f} is what theory doesn't see: large negative interference is free while ReLU "
+                   "hides it")
+    third = (f"An elementwise activation better than ReLU could get the rug to {found['bayes'].loss / best:.2f} times theory's loss, "
+             f"knowing which features are on to {found['oracle'].loss / best:.2f} times; the best linear model loses "
+             f"{found['linear'].loss / best:.2f} times that.")
+    return [first, second + ".", third]
 
 
 # ------------------------------------------------------------------------------------------------ drawing
@@ -233,18 +245,32 @@ def draw_loss(path, losses, rows):
     save_figure(figure, path)
 
 
-def draw_weights(path, model, forged):
-    """The 30 × 30 corner of the trained W beside the rug's, on one colour scale."""
-    size = min(30, model.n_sparse, forged.n_sparse)
-    i = np.arange(size)
-    corners = {f"trained, n_sparse {model.n_sparse}": model.decoder[:size] @ model.encoder[:size].T,
-               f"Persian rug, n_sparse {forged.n_sparse}": forged.a * forged.kernel[i[:, None] ^ i]}
-    largest = max(np.abs(corner).max() for corner in corners.values())
-    figure, both = plt.subplots(1, 2, figsize=(9, 4.4), layout="constrained")
-    for axes, (title, corner) in zip(both, corners.items()):
-        image = axes.imshow(corner, cmap="RdBu_r", vmin=-largest, vmax=largest)
-        axes.set(title=title, xlabel="feature j (in)", ylabel="feature i (out)")
-    figure.colorbar(image, ax=both, label="W[i, j] = decoder[i] · encoder[j]", shrink=0.85)
+def weight_summary(model):
+    """What `draw_weights` shows of a model: the 30 × 30 corner of W, its bias, W_ii, and a histogram of the other W_ij."""
+    counts, edges = np.zeros(80, int), np.linspace(-1, 1, 81)
+    for start in range(0, model.n_sparse, 1024):
+        w = model.decoder[start:start + 1024] @ model.encoder.T
+        w[np.arange(len(w)), start + np.arange(len(w))] = np.inf
+        counts += np.histogram(w, edges)[0]
+    corner = model.decoder[:30] @ model.encoder[:30].T
+    return {"corner": corner, "corner_bias": model.bias[:30], "counts": counts,
+            "diagonal": np.einsum("ij,ij->i", model.decoder, model.encoder)}
+
+
+def draw_weights(path, models):
+    """Corners of W with the bias as one more column, on one colour scale, and histograms below; models: title → summary."""
+    largest = max(np.abs(found["corner"]).max() for found in models.values())
+    figure, grid = plt.subplots(2, 2, figsize=(10, 7.2), height_ratios=(3, 1), layout="constrained")
+    for (above, below), (title, found) in zip(grid.T, models.items()):
+        gap = np.full((len(found["corner"]), 1), np.nan)
+        image = above.imshow(np.hstack([found["corner"], gap, found["corner_bias"][:, None]]), cmap="RdBu_r", vmin=-largest, vmax=largest)
+        above.set(title=title, xlabel="feature j (in); last column: bias", ylabel="feature i (out)")
+        edges = np.linspace(-1, 1, 81)
+        below.stairs(found["counts"], edges, fill=True, color="#888888")
+        bins = np.arange(0, max(2, found["diagonal"].max()), 0.025)
+        below.hist(found["diagonal"], bins, color="#b2182b")
+        below.set(yscale="log", ylim=(0.7, None), xlabel="W[i, j], off the diagonal (grey) and on it (red)", ylabel="count")
+    figure.colorbar(image, ax=grid[0], label="W[i, j] = decoder[i] · encoder[j]", shrink=0.85)
     save_figure(figure, path)
 
 
@@ -258,27 +284,23 @@ def draw_rug(path, r, p, seed):
     plt.imsave(path, pixels, cmap=RUG_COLOURS, vmin=-largest, vmax=largest)
 
 
-def draw_ratio(path, model, rows, p):
+def draw_ratio(path, rows, p):
     """Loss against r at this p: linear, theory and Bayes as curves, what this run measured as points."""
-    r = model.n_dense / model.n_sparse
-    ratios = np.geomspace(min(r, p) / 4, 1, 120)
-    names = {row.key: row.name for row in rows}
+    ratios = np.geomspace(min(rows[0].r, p) / 4, 1, 120)
     figure, axes = plt.subplots(figsize=(8, 4.6))
-    for key, bound, place, offset in (("linear", theory.linear_loss, 100, (6, 6)),
-                                      ("theory", lambda r, p: theory.optimum(r, p).loss, 78, (6, 6)),
-                                      ("bayes", theory.bayes_loss, 68, (-100, -14))):
-        losses = [bound(ratio, p) for ratio in ratios]
+    for key, place, offset in (("linear", 100, (6, 6)), ("theory", 78, (6, 6)), ("bayes", 68, (-100, -14))):
+        losses = [CURVES[key][1](ratio, p) for ratio in ratios]
         axes.plot(ratios, losses, color=COLOURS[key], zorder=1)
-        label_line(axes, ratios[place], losses[place], names[key], COLOURS[key], offset=offset)
-    for row, marker in zip([row for row in rows if row.error], "o^vs"):
-        axes.plot(r, row.loss, marker, color=COLOURS[row.key], label=row.name, ms=7, markeredgecolor="white", zorder=2)
+        label_line(axes, ratios[place], losses[place], CURVES[key][0], COLOURS[key], offset=offset)
+    for row, marker in zip([row for row in rows if row.error], "o^vs" if len(rows) == 9 else "o^s"):
+        axes.plot(row.r, row.loss, marker, color=COLOURS[row.key], label=row.name, ms=7, markeredgecolor="white", zorder=2)
     critical = theory.critical_ratio(p)
     if ratios[0] < critical < 1:
         axes.axvline(critical, color="#999999", lw=0.8, ls=":")
         label_line(axes, critical, 0, "critical ratio $r_c$", "#666666", offset=(4, 4))
     axes.set(xscale="log", xlabel="ratio r = n_dense / n_sparse", ylabel="loss per feature", ylim=(0, None),
              title=f"Loss against r at p = {p:g}")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.08), frameon=False, fontsize=9)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.06), frameon=False, fontsize=9)
     save_figure(figure, path)
 
 
@@ -287,7 +309,7 @@ def draw_ratio(path, model, rows, p):
 
 def start_trainer(given, checkpoint):
     """(trainer, steps, peak rate) for the settings `given` on the command line, new or from the checkpoint."""
-    resume, threads = given.pop("resume"), given.pop("threads", None)
+    resume, threads = given.pop("resume", False), given.pop("threads", None)
     if not resume:
         settings = {**SETTINGS, **given}
         steps, peak = settings.pop("steps"), settings.pop("lr")
@@ -301,10 +323,12 @@ def start_trainer(given, checkpoint):
         trainer = rug.Trainer(n_dense=n_dense, threads=threads, **settings)
         if os.path.exists(checkpoint):  # nobody's interrupted run is lost by forgetting --resume
             os.replace(checkpoint, checkpoint + ".previous")
+            print(f"The checkpoint that was here is now {checkpoint}.previous.")
         return trainer, steps, peak or peak_rate(trainer.n_sparse)
     trainer = rug.Trainer.load(checkpoint, threads)
     steps, peak = trainer.notes.get("steps"), trainer.notes.get("lr")
-    rug.require(steps and peak, f"{checkpoint}: steps and lr", (steps, peak), "those of a run of train.py")
+    rug.require(isinstance(steps, int) and steps >= len(trainer.losses) > 0 and isinstance(peak, float) and peak > 0,
+                f"{checkpoint}: steps and lr", (steps, peak), "those of a run of train.py")
     kept = {**{name: getattr(trainer, name) for name in rug.Trainer.SETTINGS}, "steps": steps, "lr": peak}
     if "ratio" in given:
         given["n_dense"] = round(given.pop("ratio") * trainer.n_sparse)
@@ -313,14 +337,19 @@ def start_trainer(given, checkpoint):
     return trainer, steps, peak
 
 
+def writable(out, name):
+    """The path of the folder `name` in `out`, made if need be. OSError or ValueError if nothing can be written there."""
+    folder = os.path.join(out, name)
+    os.makedirs(folder, exist_ok=True)
+    rug.require(os.access(folder, os.W_OK), "folder", folder, "writable")
+    return folder
+
+
 def main_job(given):
     """Train, compare, say what it means, draw."""
-    out = given.pop("out")
-    runs, figures = os.path.join(out, "runs"), os.path.join(out, "figures")
+    out = given.pop("out", ".")
+    runs, figures = writable(out, "runs"), writable(out, "figures")
     checkpoint = os.path.join(runs, "checkpoint.npz")
-    for folder in (runs, figures):
-        os.makedirs(folder, exist_ok=True)
-        rug.require(os.access(folder, os.W_OK), "folder", folder, "writable")
     trainer, steps, peak = start_trainer(given, checkpoint)
     n_sparse, n_dense, p, seed = trainer.n_sparse, trainer.n_dense, trainer.p, trainer.seed
     predicted = theory.optimum(n_dense / n_sparse, p)
@@ -331,19 +360,371 @@ def main_job(given):
     model = trainer.model
     model.save(os.path.join(runs, "model.npz"))
     print("Measuring all models on fresh samples …\n", flush=True)
-    rows, forged = compare(model, p, seed)
+    numbers = theory.macroscopics(model, p)
+    rows, forged = compare(model, numbers, p, seed)
     if forged.n_sparse != n_sparse:
         print(f"A Hadamard matrix needs a power of two: the rug beside n_sparse {n_sparse} has {forged.n_sparse}.\n")
     ideal = theory.Statistics((predicted.a, 0), (predicted.b, 0), (predicted.b, 0), (predicted.sigma, 0), (0, 0), (0, 0))
-    numbers = {"trained": theory.macroscopics(model, p), "Persian rug": theory.macroscopics(forged.autoencoder(), p),
-               "symmetric theory": ideal}
-    print_results(rows, numbers, int(rug.dead_features(model, p).sum()))
-    print("\n".join(conclusions(rows, numbers["trained"].skewness[0])))
+    print_results(rows, {"trained": numbers, "Persian rug": theory.macroscopics(forged.autoencoder(), p),
+                         "symmetric theory": ideal}, int(rug.dead_features(model, p).sum()))
+    print("\n".join(conclusions(rows, numbers.skewness[0], p)))
     draw_loss(os.path.join(figures, "loss.png"), trainer.losses, rows)
-    draw_weights(os.path.join(figures, "weights.png"), model, forged)
+    draw_weights(os.path.join(figures, "weights.png"), {
+        f"trained, n_sparse {n_sparse}": weight_summary(model),
+        f"Persian rug, n_sparse {forged.n_sparse}": weight_summary(forged.autoencoder())})
     draw_rug(os.path.join(figures, "rug.png"), n_dense / n_sparse, p, seed)
-    draw_ratio(os.path.join(figures, "ratio.png"), model, rows, p)
+    draw_ratio(os.path.join(figures, "ratio.png"), rows, p)
     print(f"Pictures: {figures}/loss.png, weights.png, rug.png, ratio.png. Model: {runs}/model.npz.")
+
+
+# --------------------------------------------------------------------------- the paper's figures: the sweep
+
+
+class Point(NamedTuple):
+    """One model to make and measure. Its result is one file, so a sweep can stop, go on and be shared."""
+    kind: str  # "trained" (tied start), "published" (the paper's start), "rug" or "projector"
+    n_sparse: int
+    n_dense: int
+    p: float
+    steps: int
+
+    @staticmethod
+    def at(kind, n_sparse, ratio, p, steps=0):
+        """The Point whose n_dense/n_sparse is as near to `ratio` as n_sparse allows."""
+        return Point(kind, n_sparse, min(n_sparse, max(1, round(ratio * n_sparse))), p, steps)
+
+    def file(self, folder):
+        """Where the result is kept."""
+        return os.path.join(folder, "-".join(map(str, self)) + ".npz")
+
+    def cost(self):
+        """Seconds on one core, roughly: for the order, the progress line and the estimate before a long sweep."""
+        if self.steps:
+            return 1 + self.steps * (2e-4 + 2e-6 * self.n_sparse + 3.5e-8 * self.n_sparse * self.n_dense)
+        return 1 + 1e-10 * self.n_sparse * self.n_dense**2 * (self.kind == "projector")
+
+    def failed(self, result):
+        """Whether features died that theory would keep: such a point is not what training finds."""
+        return result.get("dead", np.zeros(1)).mean() > 1.005 - theory.kept_fraction(self.n_dense / self.n_sparse, self.p)
+
+
+def make_model(point, threads, report):
+    """The model of a Point: forged, or trained with the default schedule."""
+    if point.kind in ("rug", "projector"):
+        return {"rug": forge.persian_rug, "projector": forge.random_projector}[point.kind](*point[1:4], seed=0)
+    trainer = rug.Trainer(*point[1:4], init="paper" if point.kind == "published" else "tied", threads=threads)
+    for step in range(point.steps):
+        trainer.step(learning_rate(step, point.steps, peak_rate(point.n_sparse)))
+        report(step)
+    return trainer.model
+
+
+def measure_point(point, folder, threads=1, report=lambda step: None):
+    """Make the model of a Point, measure it, and keep what the pictures need."""
+    model = make_model(point, threads, report)
+    loss, error = rug.evaluate(model, point.p, max(8, 2**23 // point.n_sparse), seed=1)
+    result = {"loss": loss, "error": error, "theory": theory.optimum(point.n_dense / point.n_sparse, point.p).loss}
+    if point.steps:
+        w = model.decoder[:32] @ model.encoder.T
+        np.fill_diagonal(w, 0)
+        x = rug.sample(max(64, min(8192, 2**24 // point.n_sparse)), point.n_sparse, point.p, seed=2).dense()
+        result.update(theory.feature_statistics(model, point.p)._asdict(), dead=rug.dead_features(model, point.p),
+                      distance=theory.distance_from_gaussian(x @ w.T), **weight_summary(model))
+    rug.save_npz(point.file(folder), "point", point=np.array(list(map(str, point))), **result)
+
+
+def read_point(point, folder):
+    """The result of a Point, or None if there is none; a damaged file is reported and counts as none."""
+    try:
+        result = rug.load_npz(point.file(folder), "point", ("point", "loss", "error", "theory"))
+        rug.require(result["point"].tolist() == list(map(str, point)) and np.isfinite(result["loss"]),
+                    point.file(folder), result["point"].tolist(), f"a finite result of {point}")
+        return result
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as damage:
+        print(f"Computing a damaged point again: {damage}", flush=True)
+        return None
+
+
+def leave_with(parent):
+    """In a worker process: leave Ctrl-C to the parent, and end when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_sweep(points, folder):
+    """Measure the points that have no result yet: small models one a process, then large ones with all threads."""
+    missing = sorted((point for point in points if read_point(point, folder) is None), key=Point.cost, reverse=True)
+    small = [point for point in missing if not point.steps or point.n_sparse <= 512]
+    work = sum(point.cost() for point in missing)
+    print(f"{len(points)} models, {len(points) - len(missing)} of them done before. The rest takes about "
+          f"{work / rug.cores() / 60:.0f} min on {rug.cores()} cores.", flush=True)
+    progress, done = Progress(math.ceil(work), "core-second"), 0.0
+    if small:
+        workers = ProcessPoolExecutor(min(rug.cores(), len(small)), multiprocessing.get_context("spawn"),
+                                      leave_with, (os.getpid(),))
+        try:
+            futures = {workers.submit(measure_point, point, folder): point for point in small}
+            for future in as_completed(futures):
+                future.result()
+                done += futures[future].cost()
+                progress.show(int(done), "-".join(map(str, futures[future])))
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+    for point in missing:
+        if point not in small:
+            measure_point(point, folder, None, lambda step: progress.show(
+                int(done + point.cost() * step / point.steps), "-".join(map(str, point))))
+            done += point.cost()
+
+
+# ------------------------------------------------------------------------ the paper's figures: the pictures
+
+
+class Scale(NamedTuple):
+    """How large a sweep is."""
+    sizes: tuple     # n_sparse of the (r, p) maps …
+    steps: tuple     # … and the training steps for each
+    ratios: tuple
+    ps: tuple
+    size_steps: int  # training steps of the figures `size`, `starts` and `weights`
+    trained_to: int  # largest n_sparse of `size`, trained …
+    forged_to: int   # … and forged
+
+
+PAPER_GRID = tuple(float(f"{value:.4g}") for value in np.geomspace(0.002, 0.8, 20))
+RATIOS = (0.01, 0.1, 0.3, 0.5, 0.8)              # a panel each in loss-vs-p
+PS = (0.001, 0.01, 0.05, 0.1, 0.4, 0.6)          # a panel each in loss-vs-ratio
+SETTINGS_BY_SIZE = ((0.25, 0.045), (0.1, 0.01), (0.5, 0.1))
+SCALES = {"quick": Scale((32, 64, 128), (1000, 1000, 1000), (0.01, 0.03, *RATIOS[1:]), PS, 1500, 256, 2**14),
+          "laptop": Scale((128, 512, 2048), (3000, 3000, 800), (0.01, 0.03, *RATIOS[1:]), PS, 4000, 4096, 2**20),
+          "full": Scale((128, 512, 2048, 8192), (10000,) * 4, PAPER_GRID, PAPER_GRID, 10000, 8192, 2**20)}
+
+
+def doubling(low, high):
+    """low, 2 low, 4 low, … up to high."""
+    return [low << k for k in range((high // low).bit_length())]
+
+
+def paper_rug(path, scale, results):
+    """W of forged models with several n_dense, and ever smaller corners of one of them."""
+    figure, grid = plt.subplots(2, 4, figsize=(8.4, 4.6), layout="constrained")
+    cases = [(256, n_dense, 256) for n_dense in (8, 32, 64, 128)] + [(512, 64, size) for size in (512, 128, 32, 8)]
+    for axes, (n_sparse, n_dense, size) in zip(grid.flat, cases):
+        forged, i = forge.persian_rug(n_sparse, n_dense, 0.045, seed=1), np.arange(size)
+        largest = 0.75 * np.abs(forged.kernel[1:]).max()
+        axes.imshow(forged.kernel[i[:, None] ^ i], cmap=RUG_COLOURS.resampled(9), vmin=-largest, vmax=largest, interpolation="nearest")
+        corner = "" if size == n_sparse else f", corner {size} × {size}"
+        axes.set_title(f"n_sparse {n_sparse}, n_dense {n_dense}{corner}", fontsize=6)
+        axes.set_axis_off()
+    save_figure(figure, path)
+    print(f"n_sparse 512, n_dense 64: {512**2} weights, {len(np.unique(forged.kernel))} different values, all from the "
+          "random choice of 64 rows.")
+
+
+def points_weights(scale):
+    return [Point.at("trained", min(512, scale.trained_to), 0.25, 0.045, scale.size_steps)]
+
+
+def paper_weights(path, scale, results):
+    """A trained W beside the rug's: corner, bias, and the distributions of the entries."""
+    (point, result), = results.items()
+    forged = rug_at(point.n_sparse, 0.25, 0.045, seed=0).autoencoder()
+    draw_weights(path, {f"trained, n_sparse {point.n_sparse}": result,
+                        f"Persian rug, n_sparse {point.n_sparse}": weight_summary(forged)})
+    for name in ("a", "bias", "skewness"):
+        print(f"{name} of the trained model ({point.steps} steps): {result[name].mean():.3f} ± {result[name].std():.3f}")
+
+
+def sweep(scale, ratios, ps):
+    """The Points at each (r, p): trained models of each size, and a large rug."""
+    return [point for r in ratios for p in ps for point in
+            [Point.at("trained", n_sparse, r, p, steps) for n_sparse, steps in zip(scale.sizes, scale.steps)]
+            + [Point.at("rug", FORGED_LARGE, r, p)]]
+
+
+def paper_losses(path, scale, results, along):
+    """Loss over Var x against r at each of PS (along = "r"), or against p at each of RATIOS (along = "p")."""
+    panels, others = (PS, scale.ratios) if along == "r" else (RATIOS, scale.ps)
+    figure, grid = plt.subplots(2, 3, figsize=(11, 6.8), sharex=True, sharey=True, layout="constrained")
+    fine, gaps = np.geomspace(min(others) * 0.9, max(others) * 1.1, 60), []
+    for axes, value in zip(grid.flat, panels):
+        def setting(x):
+            return (x, value) if along == "r" else (value, x)
+        for key, (name, bound) in list(CURVES.items())[:3]:
+            axes.plot(fine, [bound(*setting(x)) / theory.variance(setting(x)[1]) for x in fine], color=COLOURS[key], label=name)
+        for x in others:
+            for point, marker in zip(sweep(scale, *([number] for number in setting(x))), "os^D"[:len(scale.sizes)] + "x"):
+                result = results[point]
+                axes.plot(x, result["loss"] / theory.variance(point.p), marker, color=COLOURS[point.kind], ms=5,
+                          mfc="none" if point.failed(result) else None,
+                          label=f"{point.kind}, n_sparse {point.n_sparse}" if x == others[0] else None)
+                gaps.append((point.kind, point.n_sparse, result["loss"] / result["theory"] - 1))
+        axes.set(xscale="log", title=f"{'p' if along == 'r' else 'r'} = {value:g}", ylabel="loss / Var x",
+                 xlabel="ratio r = n_dense / n_sparse" if along == "r" else "p, the probability that a feature is on")
+        axes.label_outer()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    for empty in grid.flat[len(panels):]:
+        empty.set_visible(False)
+    save_figure(figure, path)
+    for kind, n_sparse in dict.fromkeys(gap[:2] for gap in gaps):
+        some = 100 * np.array([gap[2] for gap in gaps if gap[:2] == (kind, n_sparse)])
+        print(f"{kind}, n_sparse {n_sparse}: loss over theory {np.median(some):+.1f} % in the median of {len(some)} points, "
+              f"{some.min():+.1f} % to {some.max():+.1f} %")
+
+
+def paper_symmetry(path, scale, results):
+    """Heat maps over (r, p), a row for each n_sparse: how far features differ, and ν from a Gaussian."""
+    measures = {"std $W_{ii}$ / mean": lambda found: found["a"].std() / abs(found["a"].mean()),
+                "std $b_i$": lambda found: found["bias"].std(),
+                "std effective bias": lambda found: found["effective_bias"].std(),
+                "std $\\sigma_i^2$ / mean": lambda found: (found["sigma"]**2).std() / (found["sigma"]**2).mean(),
+                "mean $\\Lambda_i$": lambda found: found["lyapunov"].mean(),
+                "KS distance of $\\nu_i$": lambda found: found["distance"].mean()}
+    figure, grid = plt.subplots(len(scale.sizes), 6, figsize=(14, 2.3 * len(scale.sizes) + 1), layout="constrained", squeeze=False)
+    for column, (name, measure) in zip(grid.T, measures.items()):
+        maps = [np.array([[measure(results[Point.at("trained", n_sparse, r, p, steps)]) for p in scale.ps]
+                          for r in scale.ratios]) for n_sparse, steps in zip(scale.sizes, scale.steps)]
+        for axes, values, n_sparse in zip(column, maps, scale.sizes):
+            image = axes.imshow(values, norm=LogNorm(max(np.min(maps), 1e-4), np.max(maps)), cmap="viridis", origin="lower", aspect="auto")
+            for axis, ticks in ((axes.xaxis, scale.ps), (axes.yaxis, scale.ratios)):
+                every = -(-len(ticks) // 6)
+                axis.set_ticks(range(0, len(ticks), every), [f"{tick:g}" for tick in ticks[::every]], fontsize=7)
+            if axes is column[0]:
+                axes.set_title(name, fontsize=10)
+            if column is grid.T[0]:
+                axes.set_ylabel(f"n_sparse {n_sparse}\nratio r")
+        column[-1].set_xlabel("p")
+        figure.colorbar(image, ax=list(column), location="bottom", aspect=12)
+        kept = np.array([[theory.kept_fraction(r, p) == 1 for p in scale.ps] for r in scale.ratios])
+        medians = [f"{np.median(values[kept]):.3f} at {n_sparse}" for values, n_sparse in zip(maps, scale.sizes)]
+        print(f"{name.replace('$', '')}, median over the (r, p) where no feature should be dropped: {', '.join(medians)}")
+    save_figure(figure, path)
+
+
+def points_size(scale):
+    """Trained and forged models at doubling n_sparse."""
+    return [point for r, p in SETTINGS_BY_SIZE for point in
+            [Point.at("trained", n_sparse, r, p, scale.size_steps) for n_sparse in doubling(32, scale.trained_to)]
+            + [Point.at("rug", n_sparse, r, p) for n_sparse in doubling(32, scale.forged_to)]
+            + [Point.at("projector", n_sparse, r, p) for n_sparse in doubling(32, min(4096, scale.trained_to))]]
+
+
+def paper_size(path, scale, results):
+    """Loss over theory against n_sparse: trained, rug and projector."""
+    figure, grid = plt.subplots(1, 3, figsize=(12, 4.2), sharey=True, layout="constrained")
+    for axes, (r, p) in zip(grid, SETTINGS_BY_SIZE):
+        for kind, marker in (("projector", "s-"), ("rug", "^-"), ("trained", "o-")):
+            points = [point for point in points_size(scale) if point.kind == kind and point.p == p]
+            ratios = [float(results[point]["loss"] / results[point]["theory"]) for point in points]
+            errors = [float(results[point]["error"] / results[point]["theory"]) for point in points]
+            axes.errorbar([point.n_sparse for point in points], ratios, errors, fmt=marker, color=COLOURS[kind], label=kind, ms=4)
+            print(f"r {r}, p {p}, {kind}: loss over theory " + ", ".join(
+                f"{ratio:.3f} ± {error:.3f} at {point.n_sparse}" for ratio, error, point in zip(ratios, errors, points)))
+        axes.axhline(1, color=COLOURS["theory"], lw=1)
+        axes.set(xscale="log", yscale="log", xlabel="n_sparse", title=f"r = {r:g}, p = {p:g}")
+        axes.set_yticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
+    grid[0].set_ylabel("loss / symmetric theory")
+    grid[0].legend(frameon=False)
+    save_figure(figure, path)
+
+
+def points_starts(scale):
+    """Both starts at r = 0.25 and every p."""
+    return [Point.at(kind, min(256, scale.trained_to), 0.25, p, scale.size_steps) for kind in ("trained", "published") for p in PS]
+
+
+def paper_starts(path, scale, results):
+    """Dead fraction and loss over theory against p, for the tied and the published start."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 5.4), sharex=True, layout="constrained")
+    for kind, name in (("trained", "tied start"), ("published", "published start")):
+        points = [point for point in results if point.kind == kind]
+        dead = [results[point]["dead"].mean() for point in points]
+        ratios = [results[point]["loss"] / results[point]["theory"] for point in points]
+        for axes, values in ((above, dead), (below, ratios)):
+            axes.plot([point.p for point in points], values, "o-", color=COLOURS[kind])
+            label_line(axes, PS[1], values[1], name, COLOURS[kind])
+        print(f"{name}, n_sparse {points[0].n_sparse}, {points[0].steps} steps: " + ", ".join(
+            f"p {point.p:g}: {100 * share:.0f} % dead, {ratio:.2f} of theory" for point, share, ratio in zip(points, dead, ratios)))
+    below.axhline(1, color=COLOURS["theory"], lw=1)
+    above.set(ylabel="dead features, share", title=f"r = 0.25, n_sparse {points[0].n_sparse}: the start decides what dies")
+    below.set(ylabel="loss / symmetric theory", xscale="log", yscale="log", xlabel="p, the probability that a feature is on")
+    save_figure(figure, path)
+
+
+def paper_scaling(path, scale, results):
+    """The symmetric optimum over Var x against r/r_c, and its limit law."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.6))
+    over_critical = np.geomspace(0.2, 30, 100)
+    for k, p in enumerate((1e-2, 1e-3, 1e-4, 1e-5, 1e-6)):
+        ratios = over_critical[over_critical * theory.critical_ratio(p) < 1] * theory.critical_ratio(p)
+        losses = [theory.optimum(r, p).loss / theory.variance(p) for r in ratios]
+        axes.plot(ratios / theory.critical_ratio(p), losses, color=plt.get_cmap("Blues")(0.35 + 0.13 * k), label=f"p = {p:g}")
+        for multiple in (0.5, 3):
+            r = multiple * theory.critical_ratio(p)
+            print(f"p {p:g}, r = {multiple} r_c: optimum over limit law {theory.optimum(r, p).loss / theory.scaling_loss(r, p):.4f}")
+    limit = [theory.scaling_loss(x * theory.critical_ratio(1e-6), 1e-6) / theory.variance(1e-6) for x in over_critical]
+    axes.plot(over_critical, limit, "k--", lw=1.2, label="limit p → 0")
+    axes.set(xscale="log", xlabel="$r / r_c$, with $r_c = (2/3)\\, p \\ln(1/p)$", ylabel="loss / Var x", ylim=(0, 1.05))
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def paper_optimality(path, scale, results):
+    """The symmetric optimum over the Bayes elementwise loss, and over the oracle filter's, against r."""
+    figure, both = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for axes, bound, name in zip(both, (theory.bayes_loss, theory.oracle_loss), ("Bayes elementwise", "oracle filter")):
+        for k, p in enumerate((1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.4)):
+            ratios = np.geomspace(p, 0.95, 60)
+            factors = [theory.optimum(r, p).loss / bound(r, p) for r in ratios]
+            axes.plot(ratios, factors, color=plt.get_cmap("viridis")(k / 6), label=f"p = {p:g}")
+            print(f"p {p:g}: ReLU over {name} from {min(factors):.2f} to {max(factors):.2f}, at r = 0.5 "
+                  f"{theory.optimum(0.5, p).loss / bound(0.5, p):.2f}")
+        axes.set(xscale="log", xlabel="ratio r = n_dense / n_sparse", ylabel=f"symmetric optimum / {name}")
+    both[0].legend(frameon=False)
+    save_figure(figure, path)
+
+
+FIGURES = {  # name: the models that it needs, and how it is drawn
+    "rug": (lambda scale: [], paper_rug),
+    "weights": (points_weights, paper_weights),
+    "loss-vs-ratio": (lambda scale: sweep(scale, scale.ratios, PS), partial(paper_losses, along="r")),
+    "loss-vs-p": (lambda scale: sweep(scale, RATIOS, scale.ps), partial(paper_losses, along="p")),
+    "symmetry": (lambda scale: [point for point in sweep(scale, scale.ratios, scale.ps) if point.kind == "trained"], paper_symmetry),
+    "size": (points_size, paper_size),
+    "starts": (points_starts, paper_starts),
+    "scaling": (lambda scale: [], paper_scaling),
+    "optimality": (lambda scale: [], paper_optimality),
+}
+
+
+def paper_job(given):
+    """Measure what the chosen figures need and, unless this is one shard of several, draw them."""
+    out, name, scale, shard = (given.get(key, usual) for key, usual in
+                               (("out", "."), ("name", "all"), ("scale", "laptop"), ("shard", None)))
+    rug.require(name in ("all", *FIGURES), "figure", name, "one of all, " + ", ".join(FIGURES))
+    rug.require(scale in SCALES, "scale", scale, "one of " + ", ".join(SCALES))
+    k, n = (int(part) if part.isdecimal() else 0 for part in (shard or "1/1").partition("/")[::2])
+    rug.require(1 <= k <= n, "shard", shard, "K/N with 1 ≤ K ≤ N, such as 2/8")
+    points_folder, figures = writable(out, "runs/points"), writable(out, "figures")
+    chosen = {name: FIGURES[name]} if name != "all" else FIGURES
+    points = sorted({point for needs, _ in chosen.values() for point in needs(SCALES[scale])}, key=lambda point: (point.cost(), point))
+    run_sweep(points[k - 1::n], points_folder)
+    if shard:
+        print(f"Shard {shard} is done. When all are: python train.py paper {name} --scale {scale} --out {out}")
+        return
+    for name, (needs, draw) in chosen.items():
+        print(f"\n{name}")
+        path = os.path.join(figures, f"paper-{name}.png")
+        draw(path, SCALES[scale], {point: read_point(point, points_folder) for point in needs(SCALES[scale])})
+        print(f"→ {path}")
 
 
 # ------------------------------------------------------------------------------------------ the command line
@@ -359,7 +740,7 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser():
     """The command line; a flag that isn't given is absent from the result, so that --resume can tell."""
-    parser = Parser(prog="train.py", description=__doc__.split("\n\n")[1], argument_default=argparse.SUPPRESS,
+    parser = Parser(prog="train.py", allow_abbrev=False, description=__doc__.split("\n\n")[1], argument_default=argparse.SUPPRESS,
                     epilog="Example: python train.py --n-sparse 2048 --ratio 0.1 --p 0.01 --out /tmp/rug")
     add = parser.add_argument
     add("--n-sparse", type=int, metavar="N", help="number of features, 1 or more (default 512)")
@@ -371,9 +752,19 @@ def make_parser():
     add("--init", metavar="NAME", help="tied: no feature starts dead (default); paper: the published start")
     add("--seed", type=int, metavar="N", help="of weights and data, 0 or more (default 0)")
     add("--threads", type=int, metavar="N", help="threads, 1 or more (default: one a core)")
-    add("--out", default=".", metavar="DIR", help="where figures/ and runs/ go (default: here)")
-    add("--resume", action="store_true", default=False,
-        help="go on from DIR/runs/checkpoint.npz, with its settings, to the weights of an uninterrupted run")
+    add("--resume", action="store_true", help="go on from DIR/runs/checkpoint.npz, with its settings, to the weights of "
+        "an uninterrupted run (bitwise, with as many threads)")
+    jobs = parser.add_subparsers(dest="job", metavar="JOB", help="another job than the main one: paper. "
+                                 "`python train.py paper --help` explains it")
+    paper = jobs.add_parser("paper", argument_default=argparse.SUPPRESS, description=f"Make the paper's figures again: all, "
+                            f"or one of {', '.join(FIGURES)}. What is measured is kept in DIR/runs/points, so a run that was "
+                            "interrupted goes on where it was.")
+    paper.add_argument("name", nargs="?", metavar="NAME", help="the figure (default: all)")
+    paper.add_argument("--scale", metavar="SCALE", help="quick (minutes), laptop (the default, within an hour on 2 cores) or "
+                       "full (the paper's grids; days)")
+    paper.add_argument("--shard", metavar="K/N", help="measure only every N-th model from the K-th on, and draw nothing")
+    for command in (parser, paper):
+        command.add_argument("--out", metavar="DIR", help="where figures/ and runs/ go (default: here)")
     return parser
 
 
@@ -383,13 +774,14 @@ def main(arguments=None):
         sys.stdout.reconfigure(errors="replace")  # a terminal without σ shows a question mark instead
     parser = make_parser()
     given = vars(parser.parse_args(arguments))
-    out = given["out"]
+    job = given.pop("job", None)
     try:
-        main_job(given)
+        {None: main_job, "paper": paper_job}[job](dict(given))
     except (ValueError, OSError, MemoryError) as mistake:
         parser.error(str(mistake))
     except KeyboardInterrupt:
-        print(f"\nInterrupted; the checkpoint is kept. To go on: python train.py --resume --out {out}", file=sys.stderr)
+        again = "the same command" if job else f"python train.py --resume --out {given.get('out', '.')}"
+        print(f"\nInterrupted; what is done is kept. To go on: {again}", file=sys.stderr)
         sys.exit(130)
 
 
