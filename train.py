@@ -10,15 +10,19 @@ import argparse
 import math
 import multiprocessing
 import os
+import platform
 import signal
 import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
+from unittest import mock
 
 import matplotlib
+import numba
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
@@ -727,6 +731,106 @@ def paper_job(given):
         print(f"→ {path}")
 
 
+# --------------------------------------------------------------------------------------------- the benchmark
+
+BENCH_SETTINGS = ((512, 0.25, 0.045, 400), (2048, 0.25, 0.01, 120), (8192, 0.05, 0.03, 25))  # and the steps to warm up
+
+
+def warm_trainer(n_sparse, n_dense, p, steps, threads=None):
+    """A trainer after `steps` steps: the share of active outputs, which decides the cost, falls while it trains."""
+    trainer = rug.Trainer(n_sparse, n_dense, p, threads=threads)
+    for _ in range(steps):
+        trainer.step(peak_rate(n_sparse) / 2)
+    return trainer
+
+
+def median_ms(task, times=20):
+    """Median milliseconds of `task()`, after one call to warm up."""
+    task()
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        task()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(seconds))
+
+
+def step_ms(trainer, times=20):
+    """Median milliseconds of a step that hardly changes the weights."""
+    return median_ms(lambda: trainer.step(1e-6), times)
+
+
+def parts_of_a_step(trainer, times):
+    """Milliseconds a step that each part of a one-threaded trainer's step takes, by timing rug.py's kernels."""
+    seconds = dict.fromkeys(("sample", "encode", "decode", "residual", "transpose", "gradients", "adam"), 0.0)
+    weights, matmul, product = trainer.weights, np.matmul, rug.add_product
+    parts = {(rug, "draw_rows"): lambda *_: "sample", (rug, "residual"): lambda *_: "residual",
+             (rug, "transpose"): lambda *_: "transpose", (rug, "adam"): lambda *_: "adam",
+             (rug, "add_product"): lambda *given: "encode" if given[3] is weights.encoder else "gradients",
+             (np, "matmul"): lambda *given: "decode" if given[1].base is weights.decoder else "gradients"}
+
+    def timed(function, part):
+        def call(*given, **named):
+            start = time.perf_counter()
+            result = function(*given, **named)
+            seconds[part(*given)] += time.perf_counter() - start
+            return result
+        return call
+
+    with ExitStack() as stack:
+        for (module, name), part in parts.items():
+            stack.enter_context(mock.patch.object(module, name, timed(getattr(module, name), part)))
+        for _ in range(times):
+            trainer.step(1e-6)
+    return {part: 1e3 * total / times for part, total in seconds.items()}
+
+
+def bench_job(given):
+    """Print what a step costs, part by part, and how it grows; what theory and forge cost."""
+    print(f"{rug.cores()} cores, Python {platform.python_version()}, NumPy {np.__version__}, Numba {numba.__version__}; "
+          "milliseconds, batch 1024, medians; a machine that does other work measures that.\n", flush=True)
+    lines = []
+    for n_sparse, ratio, p, warm_up in BENCH_SETTINGS:
+        trainer = warm_trainer(n_sparse, round(ratio * n_sparse), p, warm_up, threads=1)
+        parts = parts_of_a_step(trainer, 10)
+        floor = median_ms(lambda: np.matmul(trainer.hidden, trainer.weights.decoder.T, out=trainer.dz))
+        one, active = step_ms(trainer), trainer.dz_sparse[0].indptr[-1] / trainer.dz.size
+        many = step_ms(warm_trainer(n_sparse, trainer.n_dense, p, warm_up))
+        lines.append([f"({n_sparse}, {ratio}, {p})", f"{100 * active:.0f} %" if trainer.fits[0] else "dense"]
+                     + [f"{value:.2f}" for value in (*parts.values(), one, floor)] + [f"{one / floor:.2f}", f"{many:.2f}"])
+    print_table(["(n_sparse, r, p), one thread", "active", *parts, "step", "decode alone", "ratio", f"{rug.cores()} threads"], lines)
+
+    def growth(name, cases):
+        costs = [step_ms(warm_trainer(*case, 60, threads), 10) for case, threads in cases.values()]
+        print_table([name, *map(str, cases)], [["ms a step", *(f"{cost:.2f}" for cost in costs)]])
+
+    growth("threads, at (512, 0.25, 0.045)", {k: ((512, 128, 0.045), k) for k in range(1, rug.cores() + 1)})
+    growth("n_sparse, at n_dense 128, p 0.03", {n: ((n, 128, 0.03), None) for n in doubling(256, 4096)})
+    growth("n_dense, at n_sparse 1024, p 0.03", {n: ((1024, n, 0.03), None) for n in doubling(32, 512)})
+    growth("p, at n_sparse 1024, n_dense 128", {p: ((1024, 128, p), None) for p in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)})
+    grid = np.geomspace(0.002, 0.8, 20)
+    start = time.perf_counter()
+    for r in grid:
+        for p in grid:
+            theory.optimum(r, p)
+    print(f"theory.optimum on a 20 × 20 grid: {time.perf_counter() - start:.2f} s.\n")
+    sizes = [2**k for k in range(10, 21, 2)]
+    costs = []
+    for n_sparse in sizes:
+        forged, x = rug_at(n_sparse, 0.25, 0.045, 0), rug.sample(8, n_sparse, 0.045, 0).dense()
+        costs.append(median_ms(lambda: forged.forward(x), 5) / 8)
+    print_table(["the rug's forward pass at n_sparse", *map(str, sizes)], [
+        ["ms a sample", *(f"{cost:.3f}" for cost in costs)],
+        ["ns over n log₂ n", *(f"{1e6 * cost / n / math.log2(n):.2f}" for cost, n in zip(costs, sizes))]])
+    start = time.perf_counter()
+    trainer = rug.Trainer(512, 128, 0.045)
+    for step in range(700):
+        trainer.step(learning_rate(step, 700, peak_rate(512)))
+    spent = time.perf_counter() - start
+    loss, error = rug.evaluate(trainer.model, 0.045, 2**15, seed=1)
+    print(f"700 steps from scratch at (512, 0.25, 0.045): evaluated loss {loss:.5f} ± {error:.5f} after {spent:.1f} s of training.")
+
+
 # ------------------------------------------------------------------------------------------ the command line
 
 
@@ -754,8 +858,9 @@ def make_parser():
     add("--threads", type=int, metavar="N", help="threads, 1 or more (default: one a core)")
     add("--resume", action="store_true", help="go on from DIR/runs/checkpoint.npz, with its settings, to the weights of "
         "an uninterrupted run (bitwise, with as many threads)")
-    jobs = parser.add_subparsers(dest="job", metavar="JOB", help="another job than the main one: paper. "
-                                 "`python train.py paper --help` explains it")
+    jobs = parser.add_subparsers(dest="job", metavar="JOB", help="another job: paper (the paper's figures), bench "
+                                 "(what a step costs here). `python train.py JOB --help` explains it")
+    jobs.add_parser("bench", description="Measure what a training step costs on this machine, part by part, and how it grows.")
     paper = jobs.add_parser("paper", argument_default=argparse.SUPPRESS, description=f"Make the paper's figures again: all, "
                             f"or one of {', '.join(FIGURES)}. What is measured is kept in DIR/runs/points, so a run that was "
                             "interrupted goes on where it was.")
@@ -776,7 +881,7 @@ def main(arguments=None):
     given = vars(parser.parse_args(arguments))
     job = given.pop("job", None)
     try:
-        {None: main_job, "paper": paper_job}[job](dict(given))
+        {None: main_job, "paper": paper_job, "bench": bench_job}[job](dict(given))
     except (ValueError, OSError, MemoryError) as mistake:
         parser.error(str(mistake))
     except KeyboardInterrupt:
