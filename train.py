@@ -404,7 +404,7 @@ class Point(NamedTuple):
     def cost(self):
         """Seconds on one core, roughly: for the order, the progress line and the estimate before a long sweep."""
         if self.steps:
-            return 1 + self.steps * (2e-4 + 2e-6 * self.n_sparse + 3.5e-8 * self.n_sparse * self.n_dense)
+            return 1 + self.steps * (2e-4 + 3e-6 * self.n_sparse + 4e-8 * self.n_sparse * self.n_dense)
         return 1 + 1e-10 * self.n_sparse * self.n_dense**2 * (self.kind == "projector")
 
     def failed(self, result):
@@ -508,7 +508,7 @@ RATIOS = (0.01, 0.1, 0.3, 0.5, 0.8)              # a panel each in loss-vs-p
 PS = (0.001, 0.01, 0.05, 0.1, 0.4, 0.6)          # a panel each in loss-vs-ratio
 SETTINGS_BY_SIZE = ((0.25, 0.045), (0.1, 0.01), (0.5, 0.1))
 SCALES = {"quick": Scale((32, 64, 128), (1000, 1000, 1000), (0.01, 0.03, *RATIOS[1:]), PS, 1500, 256, 2**14),
-          "laptop": Scale((128, 512, 2048), (3000, 3000, 800), (0.01, 0.03, *RATIOS[1:]), PS, 4000, 4096, 2**20),
+          "laptop": Scale((128, 512, 2048), (2000, 2000, 500), (0.01, 0.03, *RATIOS[1:]), PS, 2000, 4096, 2**20),
           "full": Scale((128, 512, 2048, 8192), (10000,) * 4, PAPER_GRID, PAPER_GRID, 10000, 8192, 2**20)}
 
 
