@@ -526,3 +526,71 @@ def test_an_interrupted_job_goes_on_to_the_same_weights(tmp_path):
     for step in range(4000):
         trainer.step(train.learning_rate(step, 4000, train.peak_rate(32)))
     assert (rug.Autoencoder.load(tmp_path / "runs" / "model.npz").decoder == trainer.model.decoder).all()
+
+
+# ---------------------------------------------------------------------- the paper's figures, the benchmark
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    scale = train.Scale((8, 16), (20, 20), (0.1, 0.5), train.PS[3:], 20, 64, 128)
+    monkeypatch.setitem(train.SCALES, "tiny", scale)
+    monkeypatch.setattr(train, "FORGED_LARGE", 64)
+    monkeypatch.setattr(train, "PS", train.PS[3:])
+    monkeypatch.setattr(train, "RATIOS", (0.1, 0.5))
+    return scale
+
+
+def test_a_sweep_is_shared_goes_on_and_recomputes_what_is_damaged(tiny, tmp_path, capsys):
+    def paper(*more):
+        train.main(["paper", *more, "--scale", "tiny", "--out", str(tmp_path)])
+        return capsys.readouterr().out
+
+    folder = tmp_path / "runs" / "points"
+    assert paper("--shard", "1/2").count("→") == 0
+    first = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    paper("--shard", "2/2")
+    every = sorted(folder.iterdir())
+    assert len(first) == -(-len(every) // 2)
+    damaged, foreign = every[0], every[-1]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    foreign.write_bytes(every[1].read_bytes())  # a good file of another point
+    kept = {path.name: path.stat().st_mtime_ns for path in every}
+    output = paper()
+    assert output.count("Computing a damaged point again") == 2 and f"{len(every) - 2} of them done before" in output
+    assert {path.name for path in folder.iterdir() if path.stat().st_mtime_ns != kept[path.name]} == {damaged.name, foreign.name}
+    for name in train.FIGURES:
+        picture = tmp_path / "figures" / f"paper-{name}.png"
+        assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size < 200_000
+        assert f"→ {picture}" in output
+
+
+def test_a_point_is_the_model_that_it_names(tiny, tmp_path):
+    point = train.Point.at("published", 16, 0.5, 0.4, 20)
+    train.measure_point(point, tmp_path)
+    result = train.read_point(point, tmp_path)
+    trainer = rug.Trainer(16, 8, 0.4, init="paper")
+    for step in range(20):
+        trainer.step(train.learning_rate(step, 20, train.peak_rate(16)))
+    estimate = rug.evaluate(trainer.model, 0.4, 2**17, seed=7)
+    assert result["loss"] == pytest.approx(estimate.loss, abs=5 * np.hypot(estimate.error, result["error"]))
+    assert result["a"] == pytest.approx(theory.feature_statistics(trainer.model, 0.4).a, rel=1e-5)
+    assert result["theory"] == pytest.approx(theory.optimum(0.5, 0.4).loss)
+    assert train.read_point(point._replace(steps=21), tmp_path) is None
+
+
+def test_the_distance_from_a_gaussian():
+    rng = np.random.default_rng(0)
+    gaussian, uniform = rng.standard_normal((10000, 20)), rng.random((10000, 20))
+    assert theory.distance_from_gaussian(gaussian).max() < 1.2 / 100
+    x = np.linspace(-3**0.5, 3**0.5, 4001)  # the largest gap between the two distribution functions, on a grid
+    gap = np.abs((x / 3**0.5 + 1) / 2 - theory.normal_cdf(x)).max()
+    assert theory.distance_from_gaussian(uniform) == pytest.approx(gap, abs=0.02)
+
+
+def test_timing_a_step_changes_nothing():
+    timed, plain = (rug.Trainer(64, 16, 0.1, batch=32, threads=1) for _ in range(2))
+    parts = train.parts_of_a_step(timed, 3)
+    assert timed.losses == [plain.step(1e-6) for _ in range(3)]
+    assert set(parts) == {"sample", "encode", "decode", "residual", "transpose", "gradients", "adam"}
+    assert all(spent > 0 for spent in parts.values())

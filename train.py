@@ -519,16 +519,18 @@ def doubling(low, high):
 
 def paper_rug(path, scale, results):
     """W of forged models with several n_dense, and ever smaller corners of one of them."""
-    figure, grid = plt.subplots(2, 4, figsize=(8.4, 4.6), layout="constrained")
-    cases = [(256, n_dense, 256) for n_dense in (8, 32, 64, 128)] + [(512, 64, size) for size in (512, 128, 32, 8)]
-    for axes, (n_sparse, n_dense, size) in zip(grid.flat, cases):
+    figure = plt.figure(figsize=(8.06, 5.72), dpi=100)  # 256 × 256 pixels for each: whole pixels for every weight
+    cases = [(256, n_dense, 256) for n_dense in (8, 32, 128)] + [(512, 64, size) for size in (128, 32, 8)]
+    for k, (n_sparse, n_dense, size) in enumerate(cases):
+        axes = figure.add_axes([(10 + 265 * (k % 3)) / 806, (10 + 286 * (1 - k // 3)) / 572, 256 / 806, 256 / 572])
         forged, i = forge.persian_rug(n_sparse, n_dense, 0.045, seed=1), np.arange(size)
         largest = 0.75 * np.abs(forged.kernel[1:]).max()
         axes.imshow(forged.kernel[i[:, None] ^ i], cmap=RUG_COLOURS.resampled(9), vmin=-largest, vmax=largest, interpolation="nearest")
-        corner = "" if size == n_sparse else f", corner {size} × {size}"
-        axes.set_title(f"n_sparse {n_sparse}, n_dense {n_dense}{corner}", fontsize=6)
+        corner = "" if size == n_sparse else f", corner of {size}"
+        axes.set_title(f"n_sparse {n_sparse}, n_dense {n_dense}{corner}", fontsize=9, pad=4)
         axes.set_axis_off()
-    save_figure(figure, path)
+    figure.savefig(path, facecolor="white", pil_kwargs={"optimize": True})
+    plt.close(figure)
     print(f"n_sparse 512, n_dense 64: {512**2} weights, {len(np.unique(forged.kernel))} different values, all from the "
           "random choice of 64 rows.")
 
