@@ -38,8 +38,8 @@ SAVE_EVERY = 10      # seconds between checkpoints
 FORGED_LARGE = 8192  # n_sparse of the rug that stands for "large": its loss is the theory's within about 1 %
 
 # One colour for each model in every picture; they stay apart for the colour-blind (Okabe, Ito 2008).
-COLOURS = {"trained": "#d55e00", "theory": "#0072b2", "rug": "#a3182b", "large rug": "#a3182b", "projector": "#cc79a7", "linear": "#666666",
-           "bayes": "#009e73", "oracle": "#e69f00", "published": "#56b4e9"}
+COLOURS = {"trained": "#d55e00", "theory": "#0072b2", "rug": "#a3182b", "large rug": "#a3182b", "projector": "#cc79a7",
+           "linear": "#666666", "bayes": "#009e73", "oracle": "#e69f00", "published": "#56b4e9"}
 RUG_COLOURS = LinearSegmentedColormap.from_list(
     "rug", ["#0b1f3a", "#1f4e79", "#3b8686", "#f1e2c4", "#d9822b", "#a3182b", "#4a0a12"])
 CURVES = {"linear": ("optimal linear", theory.linear_loss), "bayes": ("Bayes elementwise", theory.bayes_loss),
@@ -132,19 +132,9 @@ class Row(NamedTuple):
         return f"{self.loss / self.theory:.4f}" + (f" ± {self.error / self.theory:.4f}" if self.error else "")
 
 
-def nearest_power_of_two(n):
-    """The power of two nearest to n on a logarithmic scale."""
-    return 2 ** round(math.log2(n))
-
-
 def rug_at(n_sparse, ratio, p, seed):
     """The Persian rug whose n_dense/n_sparse is as near to `ratio` as n_sparse allows."""
     return forge.persian_rug(n_sparse, min(n_sparse, max(1, round(ratio * n_sparse))), p, seed)
-
-
-def measure(model, p, seed):
-    """Its sampled loss: about 2²⁵ numbers, which gives the default model's loss to 0.3 %."""
-    return rug.evaluate(model, p, max(256, 2**25 // model.n_sparse), seed)
 
 
 def compare(model, numbers, p, seed):
@@ -155,12 +145,13 @@ def compare(model, numbers, p, seed):
     def sampled(key, name, model):
         own = model.n_dense / model.n_sparse
         note = "" if own == r else f", r = {own:.4g}"
-        return Row(key, f"{name}, n_sparse {model.n_sparse}{note}", own, *measure(model, p, seed), theory.optimum(own, p).loss)
+        estimate = rug.evaluate(model, p, max(256, 2**25 // model.n_sparse), seed)
+        return Row(key, f"{name}, n_sparse {model.n_sparse}{note}", own, *estimate, theory.optimum(own, p).loss)
 
     def computed(key, name, loss):
         return Row(key, name, r, loss, 0.0, theory.optimum(r, p).loss)
 
-    forged = rug_at(nearest_power_of_two(n_sparse), r, p, seed)
+    forged = rug_at(2 ** round(math.log2(n_sparse)), r, p, seed)
     rows = [sampled("trained", "trained", model), computed("theory", "symmetric theory", theory.optimum(r, p).loss),
             computed("own", "theory at trained a, b, σ", theory.symmetric_loss(
                 numbers.a[0], numbers.effective_bias[0], numbers.sigma[0], p)), sampled("rug", "Persian rug", forged)]
@@ -535,10 +526,6 @@ def paper_rug(path, scale, results):
           "random choice of 64 rows.")
 
 
-def points_weights(scale):
-    return [Point.at("trained", min(512, scale.trained_to), 0.25, 0.045, scale.size_steps)]
-
-
 def paper_weights(path, scale, results):
     """A trained W beside the rug's: corner, bias, and the distributions of the entries."""
     (point, result), = results.items()
@@ -572,7 +559,7 @@ def paper_losses(path, scale, results, along):
                 axes.plot(x, result["loss"] / theory.variance(point.p), marker, color=COLOURS[point.kind], ms=5,
                           mfc="none" if point.failed(result) else None,
                           label=f"{point.kind}, n_sparse {point.n_sparse}" if x == others[0] else None)
-                gaps.append((point.kind, point.n_sparse, result["loss"] / result["theory"] - 1))
+                gaps.append((point.kind, point.n_sparse, result["loss"] / result["theory"] - 1, point.failed(result)))
         axes.set(xscale="log", title=f"{'p' if along == 'r' else 'r'} = {value:g}", ylabel="loss / Var x",
                  xlabel="ratio r = n_dense / n_sparse" if along == "r" else "p, the probability that a feature is on")
         axes.label_outer()
@@ -581,9 +568,10 @@ def paper_losses(path, scale, results, along):
         empty.set_visible(False)
     save_figure(figure, path)
     for kind, n_sparse in dict.fromkeys(gap[:2] for gap in gaps):
-        some = 100 * np.array([gap[2] for gap in gaps if gap[:2] == (kind, n_sparse)])
-        print(f"{kind}, n_sparse {n_sparse}: loss over theory {np.median(some):+.1f} % in the median of {len(some)} points, "
-              f"{some.min():+.1f} % to {some.max():+.1f} %")
+        some = 100 * np.array([gap[2] for gap in gaps if gap[:2] == (kind, n_sparse) and not gap[3]])
+        died = sum(gap[3] for gap in gaps if gap[:2] == (kind, n_sparse))
+        print(f"{kind}, n_sparse {n_sparse}: loss over theory {np.median(some):+.1f} % in the median of {len(some)} models, "
+              f"{some.min():+.1f} % to {some.max():+.1f} %" f"; {died} more lost features that theory keeps (hollow)")
 
 
 def paper_symmetry(path, scale, results):
@@ -642,11 +630,6 @@ def paper_size(path, scale, results):
     save_figure(figure, path)
 
 
-def points_starts(scale):
-    """Both starts at r = 0.25 and every p."""
-    return [Point.at(kind, min(256, scale.trained_to), 0.25, p, scale.size_steps) for kind in ("trained", "published") for p in PS]
-
-
 def paper_starts(path, scale, results):
     """Dead fraction and loss over theory against p, for the tied and the published start."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(7, 5.4), sharex=True, layout="constrained")
@@ -700,12 +683,13 @@ def paper_optimality(path, scale, results):
 
 FIGURES = {  # name: the models that it needs, and how it is drawn
     "rug": (lambda scale: [], paper_rug),
-    "weights": (points_weights, paper_weights),
+    "weights": (lambda scale: [Point.at("trained", min(512, scale.trained_to), 0.25, 0.045, scale.size_steps)], paper_weights),
     "loss-vs-ratio": (lambda scale: sweep(scale, scale.ratios, PS), partial(paper_losses, along="r")),
     "loss-vs-p": (lambda scale: sweep(scale, RATIOS, scale.ps), partial(paper_losses, along="p")),
     "symmetry": (lambda scale: [point for point in sweep(scale, scale.ratios, scale.ps) if point.kind == "trained"], paper_symmetry),
     "size": (points_size, paper_size),
-    "starts": (points_starts, paper_starts),
+    "starts": (lambda scale: [Point.at(kind, min(256, scale.trained_to), 0.25, p, scale.size_steps)
+                              for kind in ("trained", "published") for p in PS], paper_starts),
     "scaling": (lambda scale: [], paper_scaling),
     "optimality": (lambda scale: [], paper_optimality),
 }
