@@ -22,8 +22,6 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VEC
 
 import math
 import uuid
-import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -92,13 +90,13 @@ def scramble(bits):
 
 
 @kernel
-def draw_rows(seed, step, first, n_sparse, inverse_log, indptr, indices, values):
-    """Fill rows first, first + 1, … of the batch that (seed, step) names; inverse_log is 1 / ln(1 − p).
+def draw_rows(seed, step, first, n_sparse, p, indptr, indices, values):
+    """Fill rows first, first + 1, … of the batch that (seed, step) names.
 
     The number of silent features before the next active one is geometric, floor(ln u / ln(1 − p)), so the loop
     jumps from one active feature to the next. Each row has a generator of its own, started from (seed, step, row).
     """
-    entry = 0
+    entry, inverse_log = 0, 1 / math.log1p(-p)  # −0 for p = 1: then no feature is skipped
     for k in range(len(indptr) - 1):
         state = scramble(scramble(scramble(seed) + step) + np.uint64(first + k))
         j = -1
@@ -115,11 +113,6 @@ def draw_rows(seed, step, first, n_sparse, inverse_log, indptr, indices, values)
         indptr[k + 1] = entry
 
 
-def inverse_log_silent(p):
-    """1 / ln(1 − p), the scale of the jumps between active features; 0 for p = 1, where no feature is skipped."""
-    return 0.0 if p == 1 else 1 / math.log1p(-p)
-
-
 def sample(batch, n_sparse, p, seed, step=0):
     """Draw samples x_i = c_i u_i with c_i ~ Bernoulli(p) and u_i ~ Uniform[0, 1), all independent.
 
@@ -132,7 +125,7 @@ def sample(batch, n_sparse, p, seed, step=0):
     require_integer("step", step, 0, 2**63 - 1)
     require_memory(f"a batch of {batch} × {n_sparse}", 8 * batch * n_sparse)
     x = Sparse.empty(batch, n_sparse, batch * n_sparse)
-    draw_rows(np.uint64(seed), np.uint64(step), 0, n_sparse, inverse_log_silent(p), *x[:3])
+    draw_rows(np.uint64(seed), np.uint64(step), 0, n_sparse, float(p), *x[:3])
     entries = x.indptr[-1]
     return Sparse(x.indptr, x.indices[:entries].copy(), x.values[:entries].copy(), n_sparse)
 
@@ -169,14 +162,9 @@ class Autoencoder:
 
     def forward(self, x):
         """f(x) for x (batch, n_sparse); the same shape."""
-        return self._forward(x)[1]
-
-    def _forward(self, x):
         x = np.asarray(x)
         require(x.ndim == 2 and x.shape[1] == self.n_sparse, "x's shape", x.shape, f"(batch, {self.n_sparse})")
-        hidden = x @ self.encoder                                          # (batch, n_dense)
-        output = np.maximum(hidden @ self.decoder.T + self.bias, 0)        # (batch, n_sparse)
-        return hidden, output
+        return np.maximum((x @ self.encoder) @ self.decoder.T + self.bias, 0)
 
     def loss_and_gradients(self, x):
         """L = mean of (f(x) − x)² over samples and features, and its derivatives.
@@ -186,11 +174,12 @@ class Autoencoder:
             dL/dW_out = (dL/dz)ᵀ h,   dL/db = Σ_batch dL/dz,   dL/dh = dL/dz W_out,   dL/dW_in = (dL/dh)ᵀ x.
         x: (batch, n_sparse). Returns (loss, Gradients); W_in's derivative has the encoder's shape.
         """
-        hidden, output = self._forward(x)
+        x, output = np.asarray(x), self.forward(x)                         # (batch, n_sparse)
+        hidden = x @ self.encoder                                          # (batch, n_dense)
         error = output - x                                                 # (batch, n_sparse)
         d_pre = 2 / error.size * error * (output > 0)                      # (batch, n_sparse)
         d_hidden = d_pre @ self.decoder                                    # (batch, n_dense)
-        gradients = Gradients(np.asarray(x).T @ d_hidden, d_pre.T @ hidden, d_pre.sum(axis=0))
+        gradients = Gradients(x.T @ d_hidden, d_pre.T @ hidden, d_pre.sum(axis=0))
         return float(np.mean(error**2, dtype=np.float64)), gradients
 
     def save(self, path):
@@ -383,6 +372,7 @@ class Trainer:
     """
 
     SETTINGS = ("n_sparse", "n_dense", "p", "batch", "seed", "init")
+    STATE = [(kind, name) for kind in ("weights", "means", "squares") for name in Gradients._fields]
 
     def __init__(self, n_sparse, n_dense, p, batch=1024, seed=0, init="tied", threads=None):
         require_integer("n_sparse", n_sparse, 1)
@@ -402,11 +392,7 @@ class Trainer:
         self.means = Gradients(*(np.zeros_like(array) for array in self.weights))    # Adam's m
         self.squares = Gradients(*(np.zeros_like(array) for array in self.weights))  # Adam's v
         self.losses = []  # the loss of every step so far
-        self._allocate()
-
-    def _allocate(self):
-        """Every array that a step writes to, once and for all."""
-        n_sparse, n_dense = self.n_sparse, self.n_dense
+        # Every array that a step writes to, once and for all:
         self.rows, self.features = slices(self.batch, self.threads), slices(n_sparse, self.threads)
         self.hidden = np.empty((self.batch, n_dense), np.float32)
         self.d_hidden = np.empty((self.batch, n_dense), np.float32)
@@ -454,8 +440,7 @@ class Trainer:
         """Thread k's samples: from drawing x to the gradient of the hidden vectors."""
         rows, x, dz_sparse = self.rows[k], self.x[k], self.dz_sparse[k]
         hidden, d_hidden, dz = self.hidden[rows], self.d_hidden[rows], self.dz[rows]
-        draw_rows(np.uint64(self.seed), np.uint64(len(self.losses)), rows.start, self.n_sparse,
-                  inverse_log_silent(self.p), *x[:3])
+        draw_rows(np.uint64(self.seed), np.uint64(len(self.losses)), rows.start, self.n_sparse, self.p, *x[:3])
         hidden[:] = 0
         add_product(*x[:3], self.weights.encoder, hidden)
         np.matmul(hidden, self.weights.decoder.T, out=dz)
@@ -503,14 +488,10 @@ class Trainer:
 
         notes: numbers or strings of the caller's, given back by `load` as `.notes`.
         """
-        arrays = {f"{kind}_{name}": array for kind, group in self._state().items()
-                  for name, array in zip(Gradients._fields, group)}
+        arrays = {f"{kind}_{name}": getattr(getattr(self, kind), name) for kind, name in self.STATE}
         settings = {name: getattr(self, name) for name in self.SETTINGS}
         save_npz(path, "trainer", losses=np.array(self.losses), **arrays, **settings,
                  **{"note_" + name: value for name, value in notes.items()})
-
-    def _state(self):
-        return {"weight": self.weights, "mean": self.means, "square": self.squares}
 
     @staticmethod
     def load(path, threads=None):
@@ -522,12 +503,11 @@ class Trainer:
         require(all(data[name].ndim == 0 for name in data if name in Trainer.SETTINGS or name.startswith("note_")),
                 f"{path}: settings", "arrays", "single values")
         trainer = Trainer(**{name: data[name].item() for name in Trainer.SETTINGS}, threads=threads)
-        for kind, group in trainer._state().items():
-            for name, array in zip(Gradients._fields, group):
-                stored = data.get(f"{kind}_{name}", np.empty(0))
-                require(stored.shape == array.shape and stored.dtype == array.dtype and np.isfinite(stored).all(),
-                        f"{path}: {kind}_{name}", (stored.dtype.name, stored.shape), f"finite float32 {array.shape}")
-                array[:] = stored
+        for kind, name in Trainer.STATE:
+            array, stored = getattr(getattr(trainer, kind), name), data.get(f"{kind}_{name}", np.empty(0))
+            require(stored.shape == array.shape and stored.dtype == array.dtype and np.isfinite(stored).all(),
+                    f"{path}: {kind}_{name}", (stored.dtype.name, stored.shape), f"finite float32 {array.shape}")
+            array[:] = stored
         losses = data["losses"]
         require(losses.ndim == 1 and losses.dtype == np.float64 and np.isfinite(losses).all(), f"{path}: losses",
                 (losses.dtype.name, losses.shape), "finite float64 (steps,)")
@@ -548,10 +528,9 @@ def save_npz(path, kind, **arrays):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         if os.path.exists(temporary):
             os.remove(temporary)
-        raise
 
 
 def load_npz(path, kind, names):
@@ -561,9 +540,11 @@ def load_npz(path, kind, names):
     """
     try:
         with np.load(path, allow_pickle=False) as file:
+            require(file.zip.testzip() is None, "checksums of", path, "right")  # NumPy may stop short of them
             data = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, KeyError, AttributeError, TypeError, MemoryError,
-            NotImplementedError, zipfile.BadZipFile, zlib.error) as mistake:
+    except OSError:
+        raise
+    except Exception as mistake:  # zipfile and NumPy have many ways to say that bytes are wrong
         raise ValueError(f"{path} is damaged or not an .npz file: {mistake}") from None
     found = str(data.get("kind", "unknown"))
     require(found == kind, f"{path}: kind of file", found, kind)

@@ -233,8 +233,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
             rug.Trainer.load(tmp_path / name)
     with np.load(tmp_path / "good") as data:
         arrays = dict(data)
-    for change in ({"weight_bias": np.full(8, np.nan, np.float32)}, {"weight_bias": np.zeros(9, np.float32)},
-                   {"mean_encoder": np.zeros((8, 2))}, {"p": np.array(2.0)},
+    for change in ({"weights_bias": np.full(8, np.nan, np.float32)}, {"weights_bias": np.zeros(9, np.float32)},
+                   {"means_encoder": np.zeros((8, 2))}, {"p": np.array(2.0)},
                    {"losses": np.array([{}], dtype=object)}, {"losses": np.array(0.1)}, {"p": np.array([0.5])}):
         np.savez(tmp_path / "changed.npz", **{**arrays, **change})
         with pytest.raises(ValueError):

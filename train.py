@@ -7,6 +7,7 @@ figures/, the model and a checkpoint to runs/. `python train.py --help` explains
 """
 import rug  # first, as it holds BLAS to one thread before NumPy is imported
 import argparse
+import itertools
 import math
 import multiprocessing
 import os
@@ -16,7 +17,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 from unittest import mock
@@ -62,6 +62,11 @@ def learning_rate(step, steps, peak):
     return peak * (1 + math.cos(math.pi * step / steps)) / 2
 
 
+def duration(seconds):
+    """A time to read: 45 s, 12 min, 3.4 h."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 class Progress:
     """How far a long job is: one line rewritten on a terminal, a new line every five seconds elsewhere."""
 
@@ -81,7 +86,7 @@ class Progress:
         if done >= self.total:
             left = f"{now - self.began:.1f} s in all"
         else:
-            left = f"{(self.total - done) / rate:.0f} s left" if rate else "…"
+            left = f"{duration((self.total - done) / rate)} left" if rate else "…"
         filled = 24 * done // self.total
         bar = f"{'█' * filled}{'░' * (24 - filled)} " if self.terminal else ""
         line = f"{bar}{self.unit} {done}/{self.total}  {text}  {rate:.3g} {self.unit}s/s  {left}"
@@ -144,14 +149,14 @@ def compare(model, numbers, p, seed):
 
     def sampled(key, name, model):
         own = model.n_dense / model.n_sparse
+        estimate = rug.evaluate(model, p, max(256, 2**25 // model.n_sparse), seed)  # gives the default model's loss to 0.3 %
         note = "" if own == r else f", r = {own:.4g}"
-        estimate = rug.evaluate(model, p, max(256, 2**25 // model.n_sparse), seed)
         return Row(key, f"{name}, n_sparse {model.n_sparse}{note}", own, *estimate, theory.optimum(own, p).loss)
 
     def computed(key, name, loss):
         return Row(key, name, r, loss, 0.0, theory.optimum(r, p).loss)
 
-    forged = rug_at(2 ** round(math.log2(n_sparse)), r, p, seed)
+    forged = rug_at(2**round(math.log2(n_sparse)), r, p, seed)  # the nearest power of two
     rows = [sampled("trained", "trained", model), computed("theory", "symmetric theory", theory.optimum(r, p).loss),
             computed("own", "theory at trained a, b, σ", theory.symmetric_loss(
                 numbers.a[0], numbers.effective_bias[0], numbers.sigma[0], p)), sampled("rug", "Persian rug", forged)]
@@ -271,12 +276,9 @@ def draw_weights(path, models):
 
 def draw_rug(path, r, p, seed):
     """The rug itself, 256 features, four pixels a weight."""
-    forged = rug_at(256, r, p, seed)
-    i = np.arange(256)
-    weights = forged.kernel[i[:, None] ^ i]
+    forged, i = rug_at(256, r, p, seed), np.arange(4 * 256) // 4
     largest = 0.75 * np.abs(forged.kernel[1:]).max()  # what is larger, the diagonal above all, takes the last colour
-    pixels = np.repeat(np.repeat(weights, 4, axis=0), 4, axis=1)
-    plt.imsave(path, pixels, cmap=RUG_COLOURS, vmin=-largest, vmax=largest)
+    plt.imsave(path, forged.kernel[i[:, None] ^ i], cmap=RUG_COLOURS, vmin=-largest, vmax=largest)
 
 
 def draw_ratio(path, rows, p):
@@ -307,15 +309,11 @@ def start_trainer(given, checkpoint):
     resume, threads = given.pop("resume", False), given.pop("threads", None)
     if not resume:
         settings = {**SETTINGS, **given}
-        steps, peak = settings.pop("steps"), settings.pop("lr")
+        steps, peak, ratio = (settings.pop(name) for name in ("steps", "lr", "ratio"))
         rug.require_integer("steps", steps, 1)
         rug.require(peak is None or 0 < peak < math.inf, "lr", peak, "a positive finite number")
-        ratio = settings.pop("ratio")
         rug.require_fraction("ratio", ratio)
-        rug.require_integer("n_sparse", settings["n_sparse"], 1)
-        n_dense = round(ratio * settings["n_sparse"])
-        rug.require(n_dense >= 1, f"n_dense = ratio {ratio} × n_sparse {settings['n_sparse']}", n_dense, "at least 1")
-        trainer = rug.Trainer(n_dense=n_dense, threads=threads, **settings)
+        trainer = rug.Trainer(n_dense=round(ratio * settings["n_sparse"]), threads=threads, **settings)
         if os.path.exists(checkpoint):  # nobody's interrupted run is lost by forgetting --resume
             os.replace(checkpoint, checkpoint + ".previous")
             print(f"The checkpoint that was here is now {checkpoint}.previous.")
@@ -375,6 +373,9 @@ def main_job(given):
 # --------------------------------------------------------------------------- the paper's figures: the sweep
 
 
+TRAINED = (*theory.Statistics._fields, "dead", "distance", "corner", "corner_bias", "counts", "diagonal")  # kept beside the loss
+
+
 class Point(NamedTuple):
     """One model to make and measure. Its result is one file, so a sweep can stop, go on and be shared."""
     kind: str  # "trained" (tied start), "published" (the paper's start), "rug" or "projector"
@@ -388,22 +389,32 @@ class Point(NamedTuple):
         """The Point whose n_dense/n_sparse is as near to `ratio` as n_sparse allows."""
         return Point(kind, n_sparse, min(n_sparse, max(1, round(ratio * n_sparse))), p, steps)
 
+    def name(self):
+        """All that names it in one word."""
+        return "-".join(map(str, self))
+
     def file(self, folder):
         """Where the result is kept."""
-        return os.path.join(folder, "-".join(map(str, self)) + ".npz")
+        return os.path.join(folder, self.name() + ".npz")
+
+    def model(self):
+        """What a legend calls it."""
+        return f"{self.kind}, n_sparse {self.n_sparse}" + (f", {self.steps} steps" if self.steps else "")
 
     def cost(self):
         """Seconds on one core, roughly: for the order, the progress line and the estimate before a long sweep."""
         if self.steps:
-            return 1 + self.steps * (2e-4 + 3e-6 * self.n_sparse + 4e-8 * self.n_sparse * self.n_dense)
+            return 1 + self.steps * (2e-4 + 3e-6 * self.n_sparse + 4e-8 * (1 + 2 * self.p) * self.n_sparse * self.n_dense)
         return 1 + 1e-10 * self.n_sparse * self.n_dense**2 * (self.kind == "projector")
 
     def failed(self, result):
-        """Whether features died that theory would keep: such a point is not what training finds."""
-        return result.get("dead", np.zeros(1)).mean() > 1.005 - theory.kept_fraction(self.n_dense / self.n_sparse, self.p)
+        """Whether features died and are missed: such a point is not what training finds. Where theory itself would drop
+        features, the loss tells the two apart."""
+        return (self.steps > 0 and result["dead"].mean() > 0.005
+                and result["loss"] > theory.dropping_loss(self.n_dense / self.n_sparse, self.p))
 
 
-def make_model(point, threads, report):
+def make_model(point, threads=None, report=lambda step: None):
     """The model of a Point: forged, or trained with the default schedule."""
     if point.kind in ("rug", "projector"):
         return {"rug": forge.persian_rug, "projector": forge.random_projector}[point.kind](*point[1:4], seed=0)
@@ -431,7 +442,7 @@ def measure_point(point, folder, threads=1, report=lambda step: None):
 def read_point(point, folder):
     """The result of a Point, or None if there is none; a damaged file is reported and counts as none."""
     try:
-        result = rug.load_npz(point.file(folder), "point", ("point", "loss", "error", "theory"))
+        result = rug.load_npz(point.file(folder), "point", ("point", "loss", "error", "theory") + TRAINED * bool(point.steps))
         rug.require(result["point"].tolist() == list(map(str, point)) and np.isfinite(result["loss"]),
                     point.file(folder), result["point"].tolist(), f"a finite result of {point}")
         return result
@@ -442,42 +453,38 @@ def read_point(point, folder):
         return None
 
 
-def leave_with(parent):
+def leave_with_parent():
     """In a worker process: leave Ctrl-C to the parent, and end when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def run_sweep(points, folder):
     """Measure the points that have no result yet: small models one a process, then large ones with all threads."""
     missing = sorted((point for point in points if read_point(point, folder) is None), key=Point.cost, reverse=True)
-    small = [point for point in missing if not point.steps or point.n_sparse <= 512]
+    large = [point for point in missing if point.steps and point.n_sparse > 512]
     work = sum(point.cost() for point in missing)
-    print(f"{len(points)} models, {len(points) - len(missing)} of them done before. The rest takes about "
-          f"{work / rug.cores() / 60:.0f} min on {rug.cores()} cores.", flush=True)
+    print(f"{len(points)} models, {len(points) - len(missing)} of them done before; the rest takes roughly "
+          f"{duration(work / rug.cores())} on {rug.cores()} cores.", flush=True)
+    if not missing:
+        return
     progress, done = Progress(math.ceil(work), "core-second"), 0.0
-    if small:
-        workers = ProcessPoolExecutor(min(rug.cores(), len(small)), multiprocessing.get_context("spawn"),
-                                      leave_with, (os.getpid(),))
-        try:
-            futures = {workers.submit(measure_point, point, folder): point for point in small}
-            for future in as_completed(futures):
-                future.result()
-                done += futures[future].cost()
-                progress.show(int(done), "-".join(map(str, futures[future])))
-        finally:
-            workers.shutdown(wait=False, cancel_futures=True)
-    for point in missing:
-        if point not in small:
-            measure_point(point, folder, None, lambda step: progress.show(
-                int(done + point.cost() * step / point.steps), "-".join(map(str, point))))
-            done += point.cost()
+    progress.show(0, "starting")
+    workers = ProcessPoolExecutor(rug.cores(), multiprocessing.get_context("spawn"), leave_with_parent)
+    try:
+        futures = {workers.submit(measure_point, point, folder): point for point in missing if point not in large}
+        for future in as_completed(futures):
+            future.result()
+            done += futures[future].cost()
+            progress.show(int(done), futures[future].name())
+    finally:
+        workers.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():  # after Ctrl-C: they would finish their points first
+            worker.terminate()
+    for point in large:
+        measure_point(point, folder, None, lambda step: progress.show(int(done + point.cost() * step / point.steps), point.name()))
+        done += point.cost()
+    progress.show(progress.total, "done")
 
 
 # ------------------------------------------------------------------------ the paper's figures: the pictures
@@ -544,34 +551,33 @@ def sweep(scale, ratios, ps):
 
 
 def paper_losses(path, scale, results, along):
-    """Loss over Var x against r at each of PS (along = "r"), or against p at each of RATIOS (along = "p")."""
+    """Loss over Var x against r at each of PS (along = "r"), or against p at each of RATIOS; without what died."""
     panels, others = (PS, scale.ratios) if along == "r" else (RATIOS, scale.ps)
-    figure, grid = plt.subplots(2, 3, figsize=(11, 6.8), sharex=True, sharey=True, layout="constrained")
-    fine, gaps = np.geomspace(min(others) * 0.9, max(others) * 1.1, 60), []
+    good = {point: result for point, result in results.items() if not point.failed(result)}
+    figure, grid = plt.subplots(2, 3, figsize=(11, 6.8), sharey=True, layout="constrained")
     for axes, value in zip(grid.flat, panels):
-        def setting(x):
-            return (x, value) if along == "r" else (value, x)
-        for key, (name, bound) in list(CURVES.items())[:3]:
-            axes.plot(fine, [bound(*setting(x)) / theory.variance(setting(x)[1]) for x in fine], color=COLOURS[key], label=name)
-        for x in others:
-            for point, marker in zip(sweep(scale, *([number] for number in setting(x))), "os^D"[:len(scale.sizes)] + "x"):
-                result = results[point]
-                axes.plot(x, result["loss"] / theory.variance(point.p), marker, color=COLOURS[point.kind], ms=5,
-                          mfc="none" if point.failed(result) else None,
-                          label=f"{point.kind}, n_sparse {point.n_sparse}" if x == others[0] else None)
-                gaps.append((point.kind, point.n_sparse, result["loss"] / result["theory"] - 1, point.failed(result)))
+        fine = np.geomspace(min(others) * 0.9, max(others) * 1.1, 60)
+        settings = [(x, value) if along == "r" else (value, x) for x in fine]
+        for key in ("linear", "bayes", "theory"):
+            name, bound = CURVES[key]
+            axes.plot(fine, [bound(r, p) / theory.variance(p) for r, p in settings], color=COLOURS[key], label=name)
+        points = sweep(scale, others, [value]) if along == "r" else sweep(scale, [value], others)
+        for model, marker in zip(dict.fromkeys(point.model() for point in points), "os^Dx"):
+            some = [point for point in points if point in good and point.model() == model]
+            axes.plot([point.n_dense / point.n_sparse if along == "r" else point.p for point in some],
+                      [good[point]["loss"] / theory.variance(point.p) for point in some],
+                      marker, color=COLOURS[model.split(",")[0]], ms=5, label=model)
         axes.set(xscale="log", title=f"{'p' if along == 'r' else 'r'} = {value:g}", ylabel="loss / Var x",
                  xlabel="ratio r = n_dense / n_sparse" if along == "r" else "p, the probability that a feature is on")
-        axes.label_outer()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     for empty in grid.flat[len(panels):]:
         empty.set_visible(False)
     save_figure(figure, path)
-    for kind, n_sparse in dict.fromkeys(gap[:2] for gap in gaps):
-        some = 100 * np.array([gap[2] for gap in gaps if gap[:2] == (kind, n_sparse) and not gap[3]])
-        died = sum(gap[3] for gap in gaps if gap[:2] == (kind, n_sparse))
-        print(f"{kind}, n_sparse {n_sparse}: loss over theory {np.median(some):+.1f} % in the median of {len(some)} models, "
-              f"{some.min():+.1f} % to {some.max():+.1f} %" f"; {died} more lost features that theory keeps (hollow)")
+    for model in dict.fromkeys(point.model() for point in results):
+        some = [100 * (result["loss"] / result["theory"] - 1) for point, result in good.items() if point.model() == model]
+        died = sum(point.model() == model for point in results) - len(some)
+        print(f"{model}: loss over theory {np.median(some or [np.nan]):+.1f} % in the median of {len(some)} points, "
+              f"{min(some, default=np.nan):+.1f} % to {max(some, default=np.nan):+.1f} %; {died} more lost features that theory keeps, and are left out")
 
 
 def paper_symmetry(path, scale, results):
@@ -583,32 +589,27 @@ def paper_symmetry(path, scale, results):
                 "mean $\\Lambda_i$": lambda found: found["lyapunov"].mean(),
                 "KS distance of $\\nu_i$": lambda found: found["distance"].mean()}
     figure, grid = plt.subplots(len(scale.sizes), 6, figsize=(14, 2.3 * len(scale.sizes) + 1), layout="constrained", squeeze=False)
+    points = [[[Point.at("trained", n_sparse, r, p, steps) for p in scale.ps] for r in scale.ratios]
+              for n_sparse, steps in zip(scale.sizes, scale.steps)]
+    died = np.array([[[point.failed(results[point]) for point in row] for row in size] for size in points])
+    kept = np.array([[theory.kept_fraction(r, p) > 0.999 for p in scale.ps] for r in scale.ratios])
     for column, (name, measure) in zip(grid.T, measures.items()):
-        maps = [np.array([[measure(results[Point.at("trained", n_sparse, r, p, steps)]) for p in scale.ps]
-                          for r in scale.ratios]) for n_sparse, steps in zip(scale.sizes, scale.steps)]
+        maps = np.array([[[measure(results[point]) for point in row] for row in size] for size in points])
+        maps[died] = np.nan  # blank: not what training finds
+        limits = max(np.nanmin(maps), 1e-4), np.nanmax(maps)
         for axes, values, n_sparse in zip(column, maps, scale.sizes):
-            image = axes.imshow(values, norm=LogNorm(max(np.min(maps), 1e-4), np.max(maps)), cmap="viridis", origin="lower", aspect="auto")
+            image = axes.imshow(values, norm=LogNorm(*limits), cmap="viridis", origin="lower", aspect="auto")
             for axis, ticks in ((axes.xaxis, scale.ps), (axes.yaxis, scale.ratios)):
                 every = -(-len(ticks) // 6)
                 axis.set_ticks(range(0, len(ticks), every), [f"{tick:g}" for tick in ticks[::every]], fontsize=7)
-            if axes is column[0]:
-                axes.set_title(name, fontsize=10)
-            if column is grid.T[0]:
-                axes.set_ylabel(f"n_sparse {n_sparse}\nratio r")
+            axes.set_ylabel(f"n_sparse {n_sparse}\nratio r" if column[0] is grid[0, 0] else "")
+        column[0].set_title(name, fontsize=10)
         column[-1].set_xlabel("p")
-        figure.colorbar(image, ax=list(column), location="bottom", aspect=12)
-        kept = np.array([[theory.kept_fraction(r, p) == 1 for p in scale.ps] for r in scale.ratios])
-        medians = [f"{np.median(values[kept]):.3f} at {n_sparse}" for values, n_sparse in zip(maps, scale.sizes)]
+        bar = figure.colorbar(image, ax=list(column), location="bottom", aspect=12, ticks=np.geomspace(*limits, 4), format="%.2g")
+        bar.minorticks_off()
+        medians = [f"{np.nanmedian(values[kept]):.3f} at {n_sparse}" for values, n_sparse in zip(maps, scale.sizes)]
         print(f"{name.replace('$', '')}, median over the (r, p) where no feature should be dropped: {', '.join(medians)}")
     save_figure(figure, path)
-
-
-def points_size(scale):
-    """Trained and forged models at doubling n_sparse."""
-    return [point for r, p in SETTINGS_BY_SIZE for point in
-            [Point.at("trained", n_sparse, r, p, scale.size_steps) for n_sparse in doubling(32, scale.trained_to)]
-            + [Point.at("rug", n_sparse, r, p) for n_sparse in doubling(32, scale.forged_to)]
-            + [Point.at("projector", n_sparse, r, p) for n_sparse in doubling(32, min(4096, scale.trained_to))]]
 
 
 def paper_size(path, scale, results):
@@ -616,7 +617,7 @@ def paper_size(path, scale, results):
     figure, grid = plt.subplots(1, 3, figsize=(12, 4.2), sharey=True, layout="constrained")
     for axes, (r, p) in zip(grid, SETTINGS_BY_SIZE):
         for kind, marker in (("projector", "s-"), ("rug", "^-"), ("trained", "o-")):
-            points = [point for point in points_size(scale) if point.kind == kind and point.p == p]
+            points = [point for point in results if point.kind == kind and point.p == p and not point.failed(results[point])]
             ratios = [float(results[point]["loss"] / results[point]["theory"]) for point in points]
             errors = [float(results[point]["error"] / results[point]["theory"]) for point in points]
             axes.errorbar([point.n_sparse for point in points], ratios, errors, fmt=marker, color=COLOURS[kind], label=kind, ms=4)
@@ -687,7 +688,10 @@ FIGURES = {  # name: the models that it needs, and how it is drawn
     "loss-vs-ratio": (lambda scale: sweep(scale, scale.ratios, PS), partial(paper_losses, along="r")),
     "loss-vs-p": (lambda scale: sweep(scale, RATIOS, scale.ps), partial(paper_losses, along="p")),
     "symmetry": (lambda scale: [point for point in sweep(scale, scale.ratios, scale.ps) if point.kind == "trained"], paper_symmetry),
-    "size": (points_size, paper_size),
+    "size": (lambda scale: [Point.at(kind, n_sparse, r, p, scale.size_steps * (kind == "trained"))
+                            for kind, to in (("trained", scale.trained_to), ("rug", scale.forged_to),
+                                             ("projector", min(4096, scale.trained_to)))
+                            for r, p in SETTINGS_BY_SIZE for n_sparse in doubling(32, to)], paper_size),
     "starts": (lambda scale: [Point.at(kind, min(256, scale.trained_to), 0.25, p, scale.size_steps)
                               for kind in ("trained", "published") for p in PS], paper_starts),
     "scaling": (lambda scale: [], paper_scaling),
@@ -697,6 +701,7 @@ FIGURES = {  # name: the models that it needs, and how it is drawn
 
 def paper_job(given):
     """Measure what the chosen figures need and, unless this is one shard of several, draw them."""
+    rug.require(set(given) <= {"out", "name", "scale", "shard"}, "flags before `paper`", ", ".join(given), "none: put them behind it")
     out, name, scale, shard = (given.get(key, usual) for key, usual in
                                (("out", "."), ("name", "all"), ("scale", "laptop"), ("shard", None)))
     rug.require(name in ("all", *FIGURES), "figure", name, "one of all, " + ", ".join(FIGURES))
@@ -749,11 +754,9 @@ def step_ms(trainer, times=20):
 def parts_of_a_step(trainer, times):
     """Milliseconds a step that each part of a one-threaded trainer's step takes, by timing rug.py's kernels."""
     seconds = dict.fromkeys(("sample", "encode", "decode", "residual", "transpose", "gradients", "adam"), 0.0)
-    weights, matmul, product = trainer.weights, np.matmul, rug.add_product
-    parts = {(rug, "draw_rows"): lambda *_: "sample", (rug, "residual"): lambda *_: "residual",
-             (rug, "transpose"): lambda *_: "transpose", (rug, "adam"): lambda *_: "adam",
-             (rug, "add_product"): lambda *given: "encode" if given[3] is weights.encoder else "gradients",
-             (np, "matmul"): lambda *given: "decode" if given[1].base is weights.decoder else "gradients"}
+    encoder, decoder, _ = trainer.weights
+    parts = {"draw_rows": lambda *_: "sample", "add_product": lambda *given: "encode" if given[3] is encoder else "gradients",
+             **{name: lambda *_, name=name: name for name in ("residual", "transpose", "adam")}}
 
     def timed(function, part):
         def call(*given, **named):
@@ -763,9 +766,9 @@ def parts_of_a_step(trainer, times):
             return result
         return call
 
-    with ExitStack() as stack:
-        for (module, name), part in parts.items():
-            stack.enter_context(mock.patch.object(module, name, timed(getattr(module, name), part)))
+    multiply = timed(np.matmul, lambda *given: "decode" if given[1].base is decoder else "gradients")
+    with (mock.patch.multiple(rug, **{name: timed(getattr(rug, name), part) for name, part in parts.items()}),
+          mock.patch.object(np, "matmul", multiply)):
         for _ in range(times):
             trainer.step(1e-6)
     return {part: 1e3 * total / times for part, total in seconds.items()}
@@ -773,6 +776,7 @@ def parts_of_a_step(trainer, times):
 
 def bench_job(given):
     """Print what a step costs, part by part, and how it grows; what theory and forge cost."""
+    rug.require(not given, "flags of `bench`", ", ".join(given), "none")
     print(f"{rug.cores()} cores, Python {platform.python_version()}, NumPy {np.__version__}, Numba {numba.__version__}; "
           "milliseconds, batch 1024, medians; a machine that does other work measures that.\n", flush=True)
     lines = []
@@ -794,11 +798,9 @@ def bench_job(given):
     growth("n_sparse, at n_dense 128, p 0.03", {n: ((n, 128, 0.03), None) for n in doubling(256, 4096)})
     growth("n_dense, at n_sparse 1024, p 0.03", {n: ((1024, n, 0.03), None) for n in doubling(32, 512)})
     growth("p, at n_sparse 1024, n_dense 128", {p: ((1024, 128, p), None) for p in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)})
-    grid = np.geomspace(0.002, 0.8, 20)
     start = time.perf_counter()
-    for r in grid:
-        for p in grid:
-            theory.optimum(r, p)
+    for r, p in itertools.product(PAPER_GRID, PAPER_GRID):
+        theory.optimum(r, p)
     print(f"theory.optimum on a 20 × 20 grid: {time.perf_counter() - start:.2f} s.\n")
     sizes = [2**k for k in range(10, 21, 2)]
     costs = []
@@ -809,11 +811,9 @@ def bench_job(given):
         ["ms a sample", *(f"{cost:.3f}" for cost in costs)],
         ["ns over n log₂ n", *(f"{1e6 * cost / n / math.log2(n):.2f}" for cost, n in zip(costs, sizes))]])
     start = time.perf_counter()
-    trainer = rug.Trainer(512, 128, 0.045)
-    for step in range(700):
-        trainer.step(learning_rate(step, 700, peak_rate(512)))
+    model = make_model(Point("trained", 512, 128, 0.045, 700))
     spent = time.perf_counter() - start
-    loss, error = rug.evaluate(trainer.model, 0.045, 2**15, seed=1)
+    loss, error = rug.evaluate(model, 0.045, 2**15, seed=1)
     print(f"700 steps from scratch at (512, 0.25, 0.045): evaluated loss {loss:.5f} ± {error:.5f} after {spent:.1f} s of training.")
 
 
@@ -847,7 +847,7 @@ def make_parser():
     jobs = parser.add_subparsers(dest="job", metavar="JOB", help="another job: paper (the paper's figures), bench "
                                  "(what a step costs here). `python train.py JOB --help` explains it")
     jobs.add_parser("bench", description="Measure what a training step costs on this machine, part by part, and how it grows.")
-    paper = jobs.add_parser("paper", argument_default=argparse.SUPPRESS, description=f"Make the paper's figures again: all, "
+    paper = jobs.add_parser("paper", allow_abbrev=False, argument_default=argparse.SUPPRESS, description=f"Make the paper's figures again: all, "
                             f"or one of {', '.join(FIGURES)}. What is measured is kept in DIR/runs/points, so a run that was "
                             "interrupted goes on where it was.")
     paper.add_argument("name", nargs="?", metavar="NAME", help="the figure (default: all)")
