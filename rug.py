@@ -116,7 +116,8 @@ def draw_rows(seed, step, first, n_sparse, p, indptr, indices, values):
 def sample(batch, n_sparse, p, seed, step=0):
     """Draw samples x_i = c_i u_i with c_i ~ Bernoulli(p) and u_i ~ Uniform[0, 1), all independent.
 
-    Returns `batch` Sparse rows; `.dense()` gives them as (batch, n_sparse). Row k depends on (seed, step, k) alone. Raises ValueError for p outside (0, 1], batch or n_sparse < 1, seed or step < 0.
+    Returns `batch` Sparse rows; `.dense()` gives them as (batch, n_sparse). Row k depends on (seed, step, k) alone.
+    Raises ValueError for p outside (0, 1], batch or n_sparse < 1, seed or step < 0.
     """
     require_integer("batch", batch, 1)
     require_integer("n_sparse", n_sparse, 1)

@@ -43,7 +43,8 @@ COLOURS = {"trained": "#d55e00", "theory": "#0072b2", "rug": "#a3182b", "large r
 RUG_COLOURS = LinearSegmentedColormap.from_list(
     "rug", ["#0b1f3a", "#1f4e79", "#3b8686", "#f1e2c4", "#d9822b", "#a3182b", "#4a0a12"])
 CURVES = {"linear": ("optimal linear", theory.linear_loss), "bayes": ("Bayes elementwise", theory.bayes_loss),
-          "theory": ("symmetric theory", lambda r, p: theory.optimum(r, p).loss), "oracle": ("oracle filter", theory.oracle_loss)}
+          "theory": ("symmetric theory", lambda r, p: theory.optimum(r, p).loss),
+          "oracle": ("oracle filter", theory.oracle_loss)}
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -64,7 +65,8 @@ def learning_rate(step, steps, peak):
 
 def duration(seconds):
     """A time to read: 45 s, 12 min, 3.4 h."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    size, unit = (1, "s") if seconds < 120 else (60, "min") if seconds < 7200 else (3600, "h")
+    return f"{seconds / size:.0f} {unit}"
 
 
 class Progress:
@@ -122,7 +124,7 @@ def train(trainer, steps, peak, checkpoint, predicted):
 
 
 class Row(NamedTuple):
-    """A line of the table: a model or bound at ratio r, its loss per feature, standard error (0 if computed), theory's loss."""
+    """A line of the table: a model or bound at ratio r, its loss, standard error (0 if computed), and theory's loss."""
     key: str
     name: str
     r: float
@@ -201,12 +203,12 @@ def conclusions(rows, skewness, p):
     if gaussian < 0.999 * best:
         second += f", where theory allows {gaussian / best:.4f} by dropping features"
     if trained.loss + 2 * trained.error < gaussian:
-        second += (f": less than Gaussian interference allows, which with the trained a, b, σ would lose {found['own'].loss:.4g}. "
-                   f"W's skewness of {skewness:.1f} is what theory doesn't see: large negative interference is free while ReLU "
-                   "hides it")
-    third = (f"An elementwise activation better than ReLU could get the rug to {found['bayes'].loss / best:.2f} times theory's loss, "
-             f"knowing which features are on to {found['oracle'].loss / best:.2f} times; the best linear model loses "
-             f"{found['linear'].loss / best:.2f} times that.")
+        second += (": less than Gaussian interference allows, which with the trained a, b, σ would lose "
+                   f"{found['own'].loss:.4g}. W's skewness of {skewness:.1f} is what theory doesn't see: large negative "
+                   "interference is free while ReLU hides it")
+    third = (f"An elementwise activation better than ReLU could get the rug to {found['bayes'].loss / best:.2f} times "
+             f"theory's loss, knowing which features are on to {found['oracle'].loss / best:.2f} times; the best linear "
+             f"model loses {found['linear'].loss / best:.2f} times that.")
     return [first, second + ".", third]
 
 
@@ -263,7 +265,8 @@ def draw_weights(path, models):
     figure, grid = plt.subplots(2, 2, figsize=(10, 7.2), height_ratios=(3, 1), layout="constrained")
     for (above, below), (title, found) in zip(grid.T, models.items()):
         gap = np.full((len(found["corner"]), 1), np.nan)
-        image = above.imshow(np.hstack([found["corner"], gap, found["corner_bias"][:, None]]), cmap="RdBu_r", vmin=-largest, vmax=largest)
+        shown = np.hstack([found["corner"], gap, found["corner_bias"][:, None]])
+        image = above.imshow(shown, cmap="RdBu_r", vmin=-largest, vmax=largest)
         above.set(title=title, xlabel="feature j (in); last column: bias", ylabel="feature i (out)")
         edges = np.linspace(-1, 1, 81)
         below.stairs(found["counts"], edges, fill=True, color="#888888")
@@ -373,7 +376,8 @@ def main_job(given):
 # --------------------------------------------------------------------------- the paper's figures: the sweep
 
 
-TRAINED = (*theory.Statistics._fields, "dead", "distance", "corner", "corner_bias", "counts", "diagonal")  # kept beside the loss
+# What is kept of a trained model beside its loss
+TRAINED = (*theory.Statistics._fields, "dead", "distance", "corner", "corner_bias", "counts", "diagonal")
 
 
 class Point(NamedTuple):
@@ -442,7 +446,8 @@ def measure_point(point, folder, threads=1, report=lambda step: None):
 def read_point(point, folder):
     """The result of a Point, or None if there is none; a damaged file is reported and counts as none."""
     try:
-        result = rug.load_npz(point.file(folder), "point", ("point", "loss", "error", "theory") + TRAINED * bool(point.steps))
+        names = ("point", "loss", "error", "theory", *(TRAINED if point.steps else ()))
+        result = rug.load_npz(point.file(folder), "point", names)
         rug.require(result["point"].tolist() == list(map(str, point)) and np.isfinite(result["loss"]),
                     point.file(folder), result["point"].tolist(), f"a finite result of {point}")
         return result
@@ -482,7 +487,8 @@ def run_sweep(points, folder):
         for worker in multiprocessing.active_children():  # after Ctrl-C: they would finish their points first
             worker.terminate()
     for point in large:
-        measure_point(point, folder, None, lambda step: progress.show(int(done + point.cost() * step / point.steps), point.name()))
+        measure_point(point, folder, None, lambda step: progress.show(
+            int(done + point.cost() * step / point.steps), point.name()))
         done += point.cost()
     progress.show(progress.total, "done")
 
@@ -523,7 +529,8 @@ def paper_rug(path, scale, results):
         axes = figure.add_axes([(10 + 265 * (k % 3)) / 806, (10 + 286 * (1 - k // 3)) / 572, 256 / 806, 256 / 572])
         forged, i = forge.persian_rug(n_sparse, n_dense, 0.045, seed=1), np.arange(size)
         largest = 0.75 * np.abs(forged.kernel[1:]).max()
-        axes.imshow(forged.kernel[i[:, None] ^ i], cmap=RUG_COLOURS.resampled(9), vmin=-largest, vmax=largest, interpolation="nearest")
+        axes.imshow(forged.kernel[i[:, None] ^ i], cmap=RUG_COLOURS.resampled(9), vmin=-largest, vmax=largest,
+                    interpolation="nearest")
         corner = "" if size == n_sparse else f", corner of {size}"
         axes.set_title(f"n_sparse {n_sparse}, n_dense {n_dense}{corner}", fontsize=9, pad=4)
         axes.set_axis_off()
@@ -577,7 +584,7 @@ def paper_losses(path, scale, results, along):
         some = [100 * (result["loss"] / result["theory"] - 1) for point, result in good.items() if point.model() == model]
         died = sum(point.model() == model for point in results) - len(some)
         print(f"{model}: loss over theory {np.median(some or [np.nan]):+.1f} % in the median of {len(some)} points, "
-              f"{min(some, default=np.nan):+.1f} % to {max(some, default=np.nan):+.1f} %; {died} more lost features that theory keeps, and are left out")
+              f"{min(some, default=np.nan):+.1f} % to {max(some, default=np.nan):+.1f} %; left out: {died} that lost features which theory keeps")
 
 
 def paper_symmetry(path, scale, results):
@@ -588,7 +595,8 @@ def paper_symmetry(path, scale, results):
                 "std $\\sigma_i^2$ / mean": lambda found: (found["sigma"]**2).std() / (found["sigma"]**2).mean(),
                 "mean $\\Lambda_i$": lambda found: found["lyapunov"].mean(),
                 "KS distance of $\\nu_i$": lambda found: found["distance"].mean()}
-    figure, grid = plt.subplots(len(scale.sizes), 6, figsize=(14, 2.3 * len(scale.sizes) + 1), layout="constrained", squeeze=False)
+    rows = len(scale.sizes)
+    figure, grid = plt.subplots(rows, 6, figsize=(14, 2.3 * rows + 1), layout="constrained", squeeze=False)
     points = [[[Point.at("trained", n_sparse, r, p, steps) for p in scale.ps] for r in scale.ratios]
               for n_sparse, steps in zip(scale.sizes, scale.steps)]
     died = np.array([[[point.failed(results[point]) for point in row] for row in size] for size in points])
@@ -605,7 +613,8 @@ def paper_symmetry(path, scale, results):
             axes.set_ylabel(f"n_sparse {n_sparse}\nratio r" if column[0] is grid[0, 0] else "")
         column[0].set_title(name, fontsize=10)
         column[-1].set_xlabel("p")
-        bar = figure.colorbar(image, ax=list(column), location="bottom", aspect=12, ticks=np.geomspace(*limits, 4), format="%.2g")
+        bar = figure.colorbar(image, ax=list(column), location="bottom", aspect=12,
+                              ticks=np.geomspace(*limits, 4), format="%.2g")
         bar.minorticks_off()
         medians = [f"{np.nanmedian(values[kept]):.3f} at {n_sparse}" for values, n_sparse in zip(maps, scale.sizes)]
         print(f"{name.replace('$', '')}, median over the (r, p) where no feature should be dropped: {', '.join(medians)}")
@@ -620,7 +629,8 @@ def paper_size(path, scale, results):
             points = [point for point in results if point.kind == kind and point.p == p and not point.failed(results[point])]
             ratios = [float(results[point]["loss"] / results[point]["theory"]) for point in points]
             errors = [float(results[point]["error"] / results[point]["theory"]) for point in points]
-            axes.errorbar([point.n_sparse for point in points], ratios, errors, fmt=marker, color=COLOURS[kind], label=kind, ms=4)
+            sizes = [point.n_sparse for point in points]
+            axes.errorbar(sizes, ratios, errors, fmt=marker, color=COLOURS[kind], label=kind, ms=4)
             print(f"r {r}, p {p}, {kind}: loss over theory " + ", ".join(
                 f"{ratio:.3f} ± {error:.3f} at {point.n_sparse}" for ratio, error, point in zip(ratios, errors, points)))
         axes.axhline(1, color=COLOURS["theory"], lw=1)
@@ -642,7 +652,8 @@ def paper_starts(path, scale, results):
             axes.plot([point.p for point in points], values, "o-", color=COLOURS[kind])
             label_line(axes, PS[1], values[1], name, COLOURS[kind])
         print(f"{name}, n_sparse {points[0].n_sparse}, {points[0].steps} steps: " + ", ".join(
-            f"p {point.p:g}: {100 * share:.0f} % dead, {ratio:.2f} of theory" for point, share, ratio in zip(points, dead, ratios)))
+            f"p {point.p:g}: {100 * share:.0f} % dead, {ratio:.2f} of theory"
+            for point, share, ratio in zip(points, dead, ratios)))
     below.axhline(1, color=COLOURS["theory"], lw=1)
     above.set(ylabel="dead features, share", title=f"r = 0.25, n_sparse {points[0].n_sparse}: the start decides what dies")
     below.set(ylabel="loss / symmetric theory", xscale="log", yscale="log", xlabel="p, the probability that a feature is on")
@@ -659,7 +670,8 @@ def paper_scaling(path, scale, results):
         axes.plot(ratios / theory.critical_ratio(p), losses, color=plt.get_cmap("Blues")(0.35 + 0.13 * k), label=f"p = {p:g}")
         for multiple in (0.5, 3):
             r = multiple * theory.critical_ratio(p)
-            print(f"p {p:g}, r = {multiple} r_c: optimum over limit law {theory.optimum(r, p).loss / theory.scaling_loss(r, p):.4f}")
+            over_limit = theory.optimum(r, p).loss / theory.scaling_loss(r, p)
+            print(f"p {p:g}, r = {multiple} r_c: optimum over limit law {over_limit:.4f}")
     limit = [theory.scaling_loss(x * theory.critical_ratio(1e-6), 1e-6) / theory.variance(1e-6) for x in over_critical]
     axes.plot(over_critical, limit, "k--", lw=1.2, label="limit p → 0")
     axes.set(xscale="log", xlabel="$r / r_c$, with $r_c = (2/3)\\, p \\ln(1/p)$", ylabel="loss / Var x", ylim=(0, 1.05))
@@ -684,10 +696,12 @@ def paper_optimality(path, scale, results):
 
 FIGURES = {  # name: the models that it needs, and how it is drawn
     "rug": (lambda scale: [], paper_rug),
-    "weights": (lambda scale: [Point.at("trained", min(512, scale.trained_to), 0.25, 0.045, scale.size_steps)], paper_weights),
+    "weights": (lambda scale: [Point.at("trained", min(512, scale.trained_to), 0.25, 0.045, scale.size_steps)],
+                paper_weights),
     "loss-vs-ratio": (lambda scale: sweep(scale, scale.ratios, PS), partial(paper_losses, along="r")),
     "loss-vs-p": (lambda scale: sweep(scale, RATIOS, scale.ps), partial(paper_losses, along="p")),
-    "symmetry": (lambda scale: [point for point in sweep(scale, scale.ratios, scale.ps) if point.kind == "trained"], paper_symmetry),
+    "symmetry": (lambda scale: [point for point in sweep(scale, scale.ratios, scale.ps) if point.kind == "trained"],
+                 paper_symmetry),
     "size": (lambda scale: [Point.at(kind, n_sparse, r, p, scale.size_steps * (kind == "trained"))
                             for kind, to in (("trained", scale.trained_to), ("rug", scale.forged_to),
                                              ("projector", min(4096, scale.trained_to)))
@@ -701,7 +715,8 @@ FIGURES = {  # name: the models that it needs, and how it is drawn
 
 def paper_job(given):
     """Measure what the chosen figures need and, unless this is one shard of several, draw them."""
-    rug.require(set(given) <= {"out", "name", "scale", "shard"}, "flags before `paper`", ", ".join(given), "none: put them behind it")
+    known = {"out", "name", "scale", "shard"}
+    rug.require(set(given) <= known, "flags of `paper`", ", ".join(given), "among " + ", ".join(sorted(known)))
     out, name, scale, shard = (given.get(key, usual) for key, usual in
                                (("out", "."), ("name", "all"), ("scale", "laptop"), ("shard", None)))
     rug.require(name in ("all", *FIGURES), "figure", name, "one of all, " + ", ".join(FIGURES))
@@ -710,7 +725,8 @@ def paper_job(given):
     rug.require(1 <= k <= n, "shard", shard, "K/N with 1 ≤ K ≤ N, such as 2/8")
     points_folder, figures = writable(out, "runs/points"), writable(out, "figures")
     chosen = {name: FIGURES[name]} if name != "all" else FIGURES
-    points = sorted({point for needs, _ in chosen.values() for point in needs(SCALES[scale])}, key=lambda point: (point.cost(), point))
+    points = {point for needs, _ in chosen.values() for point in needs(SCALES[scale])}
+    points = sorted(points, key=lambda point: (point.cost(), point))
     run_sweep(points[k - 1::n], points_folder)
     if shard:
         print(f"Shard {shard} is done. When all are: python train.py paper {name} --scale {scale} --out {out}")
@@ -788,7 +804,8 @@ def bench_job(given):
         many = step_ms(warm_trainer(n_sparse, trainer.n_dense, p, warm_up))
         lines.append([f"({n_sparse}, {ratio}, {p})", f"{100 * active:.0f} %" if trainer.fits[0] else "dense"]
                      + [f"{value:.2f}" for value in (*parts.values(), one, floor)] + [f"{one / floor:.2f}", f"{many:.2f}"])
-    print_table(["(n_sparse, r, p), one thread", "active", *parts, "step", "decode alone", "ratio", f"{rug.cores()} threads"], lines)
+    print_table(["(n_sparse, r, p), one thread", "active", *parts, "step", "decode alone", "ratio",
+                 f"{rug.cores()} threads"], lines)
 
     def growth(name, cases):
         costs = [step_ms(warm_trainer(*case, 60, threads), 10) for case, threads in cases.values()]
@@ -814,7 +831,7 @@ def bench_job(given):
     model = make_model(Point("trained", 512, 128, 0.045, 700))
     spent = time.perf_counter() - start
     loss, error = rug.evaluate(model, 0.045, 2**15, seed=1)
-    print(f"700 steps from scratch at (512, 0.25, 0.045): evaluated loss {loss:.5f} ± {error:.5f} after {spent:.1f} s of training.")
+    print(f"700 steps from scratch at (512, 0.25, 0.045): evaluated loss {loss:.5f} ± {error:.5f} after {spent:.1f} s.")
 
 
 # ------------------------------------------------------------------------------------------ the command line
@@ -830,7 +847,8 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser():
     """The command line; a flag that isn't given is absent from the result, so that --resume can tell."""
-    parser = Parser(prog="train.py", allow_abbrev=False, description=__doc__.split("\n\n")[1], argument_default=argparse.SUPPRESS,
+    parser = Parser(prog="train.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                    description=__doc__.split("\n\n")[1],
                     epilog="Example: python train.py --n-sparse 2048 --ratio 0.1 --p 0.01 --out /tmp/rug")
     add = parser.add_argument
     add("--n-sparse", type=int, metavar="N", help="number of features, 1 or more (default 512)")
@@ -846,10 +864,10 @@ def make_parser():
         "an uninterrupted run (bitwise, with as many threads)")
     jobs = parser.add_subparsers(dest="job", metavar="JOB", help="another job: paper (the paper's figures), bench "
                                  "(what a step costs here). `python train.py JOB --help` explains it")
-    jobs.add_parser("bench", description="Measure what a training step costs on this machine, part by part, and how it grows.")
-    paper = jobs.add_parser("paper", allow_abbrev=False, argument_default=argparse.SUPPRESS, description=f"Make the paper's figures again: all, "
-                            f"or one of {', '.join(FIGURES)}. What is measured is kept in DIR/runs/points, so a run that was "
-                            "interrupted goes on where it was.")
+    jobs.add_parser("bench", description="Measure what a training step costs here, part by part, and how it grows.")
+    paper = jobs.add_parser("paper", allow_abbrev=False, argument_default=argparse.SUPPRESS, description="Make the paper's "
+                            f"figures again: all, or one of {', '.join(FIGURES)}. What is measured is kept in "
+                            "DIR/runs/points, so a run that was interrupted goes on where it was.")
     paper.add_argument("name", nargs="?", metavar="NAME", help="the figure (default: all)")
     paper.add_argument("--scale", metavar="SCALE", help="quick (minutes), laptop (the default, within an hour on 2 cores) or "
                        "full (the paper's grids; days)")
