@@ -532,7 +532,7 @@ def paper_rug(path, scale, results):
         axes.imshow(forged.kernel[i[:, None] ^ i], cmap=RUG_COLOURS.resampled(9), vmin=-largest, vmax=largest,
                     interpolation="nearest")
         corner = "" if size == n_sparse else f", corner of {size}"
-        axes.set_title(f"n_sparse {n_sparse}, n_dense {n_dense}{corner}", fontsize=9, pad=4)
+        axes.set_title(f"n_sparse {n_sparse}, n_dense {n_dense}{corner}", fontsize=8, pad=4)
         axes.set_axis_off()
     figure.savefig(path, facecolor="white", pil_kwargs={"optimize": True})
     plt.close(figure)
