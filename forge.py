@@ -67,8 +67,8 @@ class PersianRug:
 def persian_rug(n_sparse, n_dense, p, seed):
     """The PersianRug with a and b from theory.optimum(n_dense/n_sparse, p) and randomly chosen rows S.
 
-    S leaves out row 0 of H, which is all ones and would add a/n_dense to every W_ij: a little more loss. Without it
-    Σ_j W_ij = 0, the interference has mean μ = (p/2)(0 − a), and b − μ is the bias that makes the effective bias b.
+    Unless n_dense = n_sparse, S leaves out row 0 of H, which is all ones and would add a/n_dense to every W_ij: a little
+    more loss. Then Σ_j W_ij = 0, so that the interference has mean μ = (p/2)(0 − a); b − μ makes the effective bias b.
     Raises ValueError if n_sparse is no power of two or n_dense not in 1 … n_sparse.
     """
     rug.require_integer("n_sparse", n_sparse, 1)

@@ -2,8 +2,10 @@
 
 The whole argument in one run, on one setting (n_sparse, ratio, p): training finds weights W; theory.py predicts the
 loss of the best symmetric W from three numbers; forge.py makes such a W without training, a Persian rug; all are
-measured on fresh samples beside the bounds that no symmetric model passes. Tables go to the terminal, pictures to
-figures/, the model and a checkpoint to runs/. `python train.py --help` explains the settings.
+measured on fresh samples, beside the best linear model and what better activations could make of the rug. Tables go to
+the terminal, pictures to figures/, the model and a checkpoint to runs/.
+
+`python train.py --help` explains the settings and names the other jobs.
 """
 import rug  # first, as it holds BLAS to one thread before NumPy is imported
 import argparse
@@ -145,7 +147,7 @@ def rug_at(n_sparse, ratio, p, seed):
 
 
 def compare(model, numbers, p, seed):
-    """Rows for the trained model with its Statistics `numbers`, for the forged models and for the bounds; its rug."""
+    """Rows for the trained model with its Statistics `numbers`, for the forged models and for what to compare with; its rug."""
     n_sparse, n_dense = model.n_sparse, model.n_dense
     r = n_dense / n_sparse
 
@@ -689,6 +691,9 @@ def paper_optimality(path, scale, results):
             axes.plot(ratios, factors, color=plt.get_cmap("viridis")(k / 6), label=f"p = {p:g}")
             print(f"p {p:g}: ReLU over {name} from {min(factors):.2f} to {max(factors):.2f}, at r = 0.5 "
                   f"{theory.optimum(0.5, p).loss / bound(0.5, p):.2f}")
+            r = 3 * theory.critical_ratio(p)
+            if r < 1:
+                print(f"p {p:g}, at r = 3 r_c: {theory.optimum(r, p).loss / bound(r, p):.2f}")
         axes.set(xscale="log", xlabel="ratio r = n_dense / n_sparse", ylabel=f"symmetric optimum / {name}")
     both[0].legend(frameon=False)
     save_figure(figure, path)
@@ -794,7 +799,7 @@ def bench_job(given):
     """Print what a step costs, part by part, and how it grows; what theory and forge cost."""
     rug.require(not given, "flags of `bench`", ", ".join(given), "none")
     print(f"{rug.cores()} cores, Python {platform.python_version()}, NumPy {np.__version__}, Numba {numba.__version__}; "
-          "milliseconds, batch 1024, medians; a machine that does other work measures that.\n", flush=True)
+          "milliseconds, batch 1024, medians; other work on the machine counts.\n", flush=True)
     lines = []
     for n_sparse, ratio, p, warm_up in BENCH_SETTINGS:
         trainer = warm_trainer(n_sparse, round(ratio * n_sparse), p, warm_up, threads=1)
@@ -862,7 +867,7 @@ def make_parser():
     add("--threads", type=int, metavar="N", help="threads, 1 or more (default: one a core)")
     add("--resume", action="store_true", help="go on from DIR/runs/checkpoint.npz, with its settings, to the weights of "
         "an uninterrupted run (bitwise, with as many threads)")
-    jobs = parser.add_subparsers(dest="job", metavar="JOB", help="another job: paper (the paper's figures), bench "
+    jobs = parser.add_subparsers(dest="job", metavar="[JOB]", help="another job: paper (the paper's figures), bench "
                                  "(what a step costs here). `python train.py JOB --help` explains it")
     jobs.add_parser("bench", description="Measure what a training step costs here, part by part, and how it grows.")
     paper = jobs.add_parser("paper", allow_abbrev=False, argument_default=argparse.SUPPRESS, description="Make the paper's "
