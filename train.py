@@ -875,7 +875,7 @@ def make_parser():
                             "DIR/runs/points, so a run that was interrupted goes on where it was.")
     paper.add_argument("name", nargs="?", metavar="NAME", help="the figure (default: all)")
     paper.add_argument("--scale", metavar="SCALE", help="quick (minutes), laptop (the default, within an hour on 2 cores) or "
-                       "full (the paper's grids; days)")
+                       "full (the paper's grids; weeks on 2 cores)")
     paper.add_argument("--shard", metavar="K/N", help="measure only every N-th model from the K-th on, and draw nothing")
     for command in (parser, paper):
         command.add_argument("--out", metavar="DIR", help="where figures/ and runs/ go (default: here)")
