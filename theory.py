@@ -304,7 +304,7 @@ def feature_statistics(model, p):
 
 
 def macroscopics(model, p):
-    """Mean and spread (standard deviation) over features of each of the Statistics: a.mean is macroscopics(…).a[0]."""
+    """Mean and spread (standard deviation) over features of each of the Statistics: the mean of W_ii is `.a[0]`."""
     return Statistics(*((float(values.mean()), float(values.std())) for values in feature_statistics(model, p)))
 
 
