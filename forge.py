@@ -6,8 +6,9 @@ off-diagonal is small, dense and alike for all features. Nothing asks for random
 walsh_hadamard     the fast transform behind the rug
 persian_rug        n_dense rows of a Hadamard matrix: exactly symmetric, and self-similar to look at
 random_projector   a random subspace: in the limit the same loss, and nothing to look at
-digons             pairs of features in opposite directions: at n_dense = n_sparse/2 and small p better than the rug
-tile               copies of a model side by side
+digons             pairs of features in opposite directions: at n_dense = n_sparse/2 better than the rug
+priority_code      not symmetric at all: louder features silence quieter ones; better than the rug wherever that is good
+side_by_side       several models as one; `tile`: copies of one
 
 Uses rug.py for the models and theory.py for a and b.
 """
@@ -100,21 +101,68 @@ def random_projector(n_sparse, n_dense, p, seed):
     return rug.Autoencoder(*(array.astype(np.float32) for array in (q, decoder, best.b - mean_interference)))
 
 
-def digons(n_sparse):
-    """The rug.Autoencoder of n_sparse/2 pairs, W = [[1, −1], [−1, 1]] each, no bias. ValueError for odd n_sparse.
-
-    A feature is lost only when its partner is on as well, and then the larger one gets through: loss p²/6.
-    """
-    rug.require_integer("n_sparse", n_sparse, 2)
-    rug.require(n_sparse % 2 == 0, "n_sparse of digons", n_sparse, "even")
-    pair = rug.Autoencoder(np.array([[1], [-1]]), np.array([[1], [-1]]), np.zeros(2))
-    return tile(pair, n_sparse // 2)
+def side_by_side(models):
+    """One rug.Autoencoder of several, each on features and hidden units of its own. ValueError if too large."""
+    n_sparse, n_dense = (sum(getattr(model, name) for model in models) for name in ("n_sparse", "n_dense"))
+    rug.require_memory(f"a model of {n_sparse} × {n_dense}", 16 * n_sparse * n_dense)
+    dtype = np.result_type(*(model.encoder for model in models))
+    encoder, decoder = np.zeros((2, n_sparse, n_dense), dtype)
+    row = column = 0
+    for model in models:
+        place = slice(row, row + model.n_sparse), slice(column, column + model.n_dense)
+        encoder[place], decoder[place] = model.encoder, model.decoder
+        row, column = place[0].stop, place[1].stop
+    return rug.Autoencoder(encoder, decoder, np.concatenate([model.bias for model in models]).astype(dtype))
 
 
 def tile(model, copies):
     """`copies` of a rug.Autoencoder down the diagonal: copies times the features and hidden units, the same loss."""
     rug.require_integer("copies", copies, 1)
-    n_sparse, n_dense = copies * model.n_sparse, copies * model.n_dense
-    rug.require_memory(f"a model of {n_sparse} × {n_dense}", 8 * n_sparse * n_dense)
-    one = np.eye(copies, dtype=np.float32)
-    return rug.Autoencoder(np.kron(one, model.encoder), np.kron(one, model.decoder), np.tile(model.bias, copies))
+    return side_by_side([model] * copies)
+
+
+def digons(n_sparse, c=1.0):
+    """The rug.Autoencoder of n_sparse/2 pairs, W = [[1, −c], [−1/c, 1]] each, no bias. ValueError for odd n_sparse.
+
+    A feature is disturbed only when its partner is on as well: loss theory.digon_loss(p, c), least at c = 1/3.
+    """
+    rug.require_integer("n_sparse", n_sparse, 2)
+    rug.require(n_sparse % 2 == 0, "n_sparse of digons", n_sparse, "even")
+    rug.require_fraction("c", c)
+    return tile(rug.Autoencoder(np.array([[1], [-c]]), np.array([[1], [-1 / c]]), np.zeros(2)), n_sparse // 2)
+
+
+def priority_block(n, separation):
+    """n ≥ 2 features in two hidden units: loudness falls by the factor `separation` from each to the next, which is also
+
+    turned by π/n:  e_i = s_i (cos θ_i, sin θ_i),  θ_i = π i/n,  s_i = separation^((n−1)/2 − i). Decoder row i is orthogonal
+    to e_{i−1} (d_0 to e_1), with d_i · e_i = 1. Hence W_ij is hugely negative for the louder j < i − 1, 0 for j = i − 1,
+    and next to nothing for the quieter j > i.
+    """
+    rug.require(np.isfinite(separation) and separation > 1, "separation", separation, "a finite number above 1")
+    rug.require(n * np.log10(separation) < 300, f"separation for {n} features in two hidden units", separation,
+                f"below {10**(300 / n):.4g}, as float64 ends at 1e308")
+    i = np.arange(n)
+    angle, scale = np.pi / n * i, separation**((n - 1) / 2 - i)[:, None]
+    before = np.where(i > 0, angle - np.pi / n, np.pi / n - np.pi)
+    encoder = scale * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    decoder = np.stack([-np.sin(before), np.cos(before)], axis=1) / (scale * np.sin(np.pi / n))
+    return rug.Autoencoder(encoder, decoder, np.zeros(n))
+
+
+def priority_code(n_sparse, n_dense, separation=100):
+    """Features spread as evenly as they go over n_dense // 2 blocks; a hidden unit left over takes a digon.
+
+    In a block, a feature that is on silences all quieter ones but the next; what is not silenced is exact. The loss is
+    theory.priority_loss as separation → ∞. Returns a float64 rug.Autoencoder. ValueError for n_dense not in
+    1 … n_sparse, for separation ≤ 1 or too large for float64, and if n_dense = 1 is to hold more than a digon.
+    """
+    rug.require_integer("n_sparse", n_sparse, 1)
+    rug.require_integer("n_dense", n_dense, 1, n_sparse)
+    rug.require(n_dense > 1 or n_sparse <= 2, "n_sparse of a priority code with n_dense 1", n_sparse, "1 or 2")
+    blocks, models = n_dense // 2, []
+    if n_dense % 2:
+        models = [digons(2) if n_sparse > n_dense else rug.Autoencoder(*np.ones((2, 1, 1)), np.zeros(1))]
+        n_sparse -= models[0].n_sparse
+    return side_by_side([priority_block(len(part), separation) for part in np.array_split(np.arange(n_sparse), blocks or 1)
+                         if len(part)] + models)

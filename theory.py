@@ -7,18 +7,25 @@ If they are the same for all i, they decide the loss of the whole model.
 
 1. the loss of given a, b, σ      `relu_moments`, `symmetric_loss`
 2. its minimum at ratio r         `optimum`
-3. what to compare it with        `linear_loss`, `bayes_loss`, `oracle_loss`, `dropping_loss`, `digon_loss`
+3. what to compare it with        `linear_loss`, `bayes_loss`, `oracle_loss`, `dropping_loss`
 4. its limit at high sparsity     `critical_ratio`, `scaling_loss`
-5. the same numbers of a given W  `feature_statistics`, `macroscopics`
+5. codes that are not symmetric   `digon_loss`, `priority_loss`, `priority_limit`, `envelope`
+6. the same numbers of a given W  `feature_statistics`, `macroscopics`
+7. descending on them             `gaussian_loss_and_gradients`
+8. the loss without the Gaussian  `exact_loss`
 
 Losses are per feature: E ‖x − f(x)‖² / n_sparse. r is n_dense/n_sparse and p the probability that a feature is on;
 functions of p and r raise ValueError outside (0, 1]. Everything is float64. This file imports none of the others.
 """
+import cmath
 import math
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
 _erfc = np.frompyfunc(math.erfc, 1, 1)
 
@@ -68,6 +75,14 @@ def variance(p):
 # ------------------------------------------------------------------------- 1. the loss of given a, b, sigma
 
 
+def _moments(mean, std):
+    """R_k = E ReLU(mean + std z)^k for k = 0 … 3, with z ~ N(0, 1). R_k grows with the mean at the rate k R_{k−1}."""
+    h = mean / np.maximum(std, 1e-100)
+    cdf, density, square = normal_cdf(h), std * normal_density(h), std * std
+    return (cdf, mean * cdf + density, (mean**2 + square) * cdf + mean * density,
+            (mean**3 + 3 * mean * square) * cdf + (mean**2 + 2 * square) * density)
+
+
 def relu_moments(mean, std):
     """First and second moment of ReLU(y) for Gaussian y (elementwise for arrays): with h = mean/std,
 
@@ -77,10 +92,7 @@ def relu_moments(mean, std):
     """
     if not np.all(np.asarray(std) >= 0):
         raise ValueError(f"std must be 0 or larger, got {std}")
-    h = mean / np.maximum(std, 1e-100)
-    cdf, density = normal_cdf(h), normal_density(h)
-    first = mean * cdf + std * density
-    second = (mean * mean + std * std) * cdf + mean * std * density
+    _, first, second, _ = _moments(mean, std)
     return (first, second) if np.ndim(first) else (float(first), float(second))
 
 
@@ -140,12 +152,8 @@ def optimum(r, p):
     if s == 0:
         return Optimum(0.0, 1.0, 0.0, 0.0)
 
-    def moments(m):
-        cdf, density = normal_cdf(m / s), s * normal_density(m / s)
-        return (m**2 + s**2) * cdf + m * density, (m**3 + 3 * m * s**2) * cdf + (m**2 + 2 * s**2) * density
-
     def signal_and_power(t):
-        (second_on, third_on), (second_off, third_off) = moments(1 - t), moments(-t)
+        (_, _, second_on, third_on), (_, _, second_off, third_off) = _moments(1 - t, s), _moments(-t, s)
         rise = third_on - third_off
         return p * (second_on / 2 - rise / 6), (1 - p) * second_off + p / 3 * rise
 
@@ -218,18 +226,24 @@ def oracle_loss(r, p):
     return p / 3 - p * _integrate_over_signal(removed, s, p)
 
 
-def kept_fraction(r, p):
-    """The fraction q of features to keep, at ratio r/q, so that q L*(r/q) + (1 − q) Var x is least.
+def tangent_ratio(p):
+    """r*, where the straight line from (0, Var x) touches L*(r): there (Var x − L*(r))/r is largest.
 
-    With ρ = r/q in [r, 1] that loss is Var x − r (Var x − L*(ρ))/ρ. The best ρ is r itself, q = 1, if r is large
-    enough; below the tangent point of L*'s convex envelope, q < 1: there a model that drops features wins.
+    Below r*, L* lies above that line: a model that drops features and treats the others at ratio r* wins. As p → 0,
+    r* → 1.95 r_c.
     """
-    _check(p, r)
+    _check(p)
 
     def gain(log_ratio):
-        return np.array([(variance(p) - optimum(min(ratio, 1.0), p).loss) / ratio for ratio in np.exp(log_ratio)])
+        return np.array([(variance(p) - optimum(r, p).loss) / r for r in np.minimum(np.exp(log_ratio), 1.0)])
 
-    return min(1.0, r / math.exp(maximise(gain, math.log(r), 0.0, points=40, rounds=4)))
+    return math.exp(maximise(gain, math.log(max(p / 30, 2e-100)), 0.0, points=40, rounds=4))
+
+
+def kept_fraction(r, p):
+    """The fraction q of features to keep, at ratio r/q, so that q L*(r/q) + (1 − q) Var x is least: r/r*, at most 1."""
+    _check(p, r)
+    return min(1.0, r / tangent_ratio(p))
 
 
 def dropping_loss(r, p):
@@ -237,12 +251,6 @@ def dropping_loss(r, p):
     straight lines from it to the point (0, Var x)."""
     kept = kept_fraction(r, p)
     return kept * optimum(min(r / kept, 1.0), p).loss + (1 - kept) * variance(p)
-
-
-def digon_loss(p):
-    """p²/6: pairs of features on one hidden unit in opposite directions, W = [[1, −1], [−1, 1]], b = 0, r = 1/2."""
-    _check(p)
-    return p**2 / 6
 
 
 # --------------------------------------------------------------------------- 4. its limit at high sparsity
@@ -261,7 +269,62 @@ def scaling_loss(r, p):
     return variance(p) * (0.75 * t**2 + 0.25 * t**3)
 
 
-# --------------------------------------------------------------------- 5. the same numbers of a given W
+# ----------------------------------------------------------------------- 5. codes that are not symmetric
+
+
+def digon_loss(p, c=1.0):
+    """Pairs of features on one hidden unit, r = 1/2, W = [[1, −c], [−1/c, 1]], b = 0, with 0 < c ≤ 1.
+
+    Only if both are on, at u and v, is something lost: min(u, c v) of one, min(v, u/c) of the other. The mean squares add
+    up to c²/3 − c³/6 + 1/3 − c/6, so that the even digon, c = 1, loses p²/6, and the best one, c = 1/3, 25/27 of that.
+    """
+    _check(p, c)
+    return p**2 / 2 * (c**2 / 3 - c**3 / 6 + 1 / 3 - c / 6)
+
+
+def priority_loss(r, p):
+    """The loss of forge.priority_code at infinite separation, for even n_dense (or, in the limit, any) and r ≤ 1.
+
+    In a block of n features on two hidden units, feature i = 0 … n − 1 is lost if one of its i − 1 louder features
+    0 … i − 2 is on, else exact. So the block loses (p/3) Σ_i [1 − (1−p)^max(i−1, 0)]. If 2/r is not whole, the blocks'
+    sizes are the whole numbers around it. An odd n_dense has one hidden unit left, for a digon.
+    """
+    _check(p, r)
+
+    def lost(n):  # Σ_{k=1}^{n−2} [1 − (1−p)^k], of which small x = p (n − 1) would leave no digits
+        x = p * (n - 1)
+        if x > 1e-4:
+            return n - 1 + math.expm1((n - 1) * math.log1p(-p) if p < 1 else -math.inf) / p
+        return x * (n - 2) / 2 * (1 - p * (n - 3) / 3)
+
+    small, larger = divmod(2 / r, 1)
+    return p / 3 * r / 2 * ((1 - larger) * lost(small) + larger * lost(small + 1))
+
+
+def priority_limit(r, p):
+    """The limit of priority_loss as p → 0 at fixed κ = r/p:  Var(x) [1 − (κ/2)(1 − e^{−2/κ})]. It knows no ln(1/p)."""
+    _check(p, r)
+    return variance(p) * (1 + r / p / 2 * math.expm1(-2 * p / r))
+
+
+def envelope(r, codes):
+    """The least loss at ratio r of a mixture of two codes over parts of the features; `codes`: {name: (ratio, loss)}.
+
+    A fraction f of the features at ratio r₀ and the others at r₁ make r = f r₀ + (1−f) r₁ and lose f L₀ + (1−f) L₁: the
+    lower convex envelope. Returns the loss and the names by falling share. ValueError if no two codes enclose r.
+    """
+    best = (math.inf,)
+    for first, (low, loss) in codes.items():
+        for second, (high, other) in codes.items():
+            if low <= r <= high:
+                f = (high - r) / (high - low) if low < high else 1.0
+                best = min(best, (f * loss + (1 - f) * other, (first, second) if f >= 0.5 else (second, first)))
+    if len(best) == 1:
+        raise ValueError(f"r must be within the ratios of the codes, got {r!r}")
+    return best
+
+
+# --------------------------------------------------------------------- 6. the same numbers of a given W
 
 
 AT_ONCE = 2**22  # entries of W that are looked at together
@@ -317,3 +380,123 @@ def distance_from_gaussian(values):
     cdf = normal_cdf((values - values.mean(axis=0)) / values.std(axis=0))
     steps = np.arange(len(values) + 1)[:, None] / len(values)
     return np.maximum(cdf - steps[:-1], steps[1:] - cdf).max(axis=0)
+
+
+# ------------------------------------------------------------------------------------ 7. descending on them
+
+
+def gaussian_terms(a, b, sigma, p):
+    """symmetric_loss of each feature in closed form, and its derivatives by a, b and σ²; arrays (n_sparse,).
+
+    With R_k(m) = E ReLU(m + σz)^k and D_k = [R_k(b+a) − R_k(b)]/a, integrating R_k' = k R_{k−1} over u gives
+        S = ∫₀¹ u R₁(au+b) du = [R₂(b+a) − D₃/3]/(2a),      L = p/3 − 2p S + (1−p) R₂(b) + p D₃/3,
+        ∂L/∂a = 2p S − 2p [R₁(b+a) − 2S]/a,                 ∂L/∂b = 2(1−p) R₁(b) + p D₂ − 2p [R₁(b+a) − D₂/2]/a,
+    and as ∂R_k/∂σ² is half the second derivative by m,
+        ∂L/∂σ² = (1−p) R₀(b) + p D₁ − p [R₀(b+a) − D₁]/a.
+    An |a| below σ/1000 counts as σ/1000, to keep digits; so small a signal is drowned anyway.
+    """
+    a = np.copysign(np.maximum(np.abs(a), 1e-3 * sigma + 1e-12), a)
+    on, off = _moments(b + a, sigma), _moments(b, sigma)
+    d1, d2, d3 = ((above - below) / a for above, below in zip(on[1:], off[1:]))
+    signal = (on[2] - d3 / 3) / (2 * a)
+    return (p / 3 - 2 * p * signal + (1 - p) * off[2] + p * d3 / 3,
+            2 * p * signal - 2 * p * (on[1] - 2 * signal) / a,
+            2 * (1 - p) * off[1] + p * d2 - 2 * p * (on[1] - d2 / 2) / a,
+            (1 - p) * off[0] + p * d1 - p * (on[0] - d1) / a)
+
+
+def gaussian_loss_and_gradients(model, p):
+    """The mean of the features' symmetric losses as a function of the weights, and its gradients; no sample needed.
+
+    With E the encoder, D the decoder, e = Σ_j E_j and the Gram matrix G = EᵀE (n_dense, n_dense),
+        a_i = D_i·E_i,   σ_i² = Var(x) (D_i G D_iᵀ − a_i²),   b_i + μ_i = b_i + (p/2)(D_i·e − a_i).
+    The chain rule back from α = ∂L/∂a, β = ∂L/∂b and γ = Var(x) ∂L/∂σ² of each feature, with H = Σ_i γ_i D_iᵀD_i:
+        ∂L/∂D_i = (α_i − 2 γ_i a_i − β_i p/2) E_i + 2 γ_i D_i G + β_i (p/2) e,
+        ∂L/∂E_i = (α_i − 2 γ_i a_i − β_i p/2) D_i + 2 E_i H + (p/2) Σ_k β_k D_k,      ∂L/∂b_i = β_i.
+    Everything costs O(n_sparse n_dense²). model: `.encoder`, `.decoder` and `.bias`; the products are of their type.
+    Returns (loss, gradients), with the gradients' `.encoder`, `.decoder` and `.bias`. ValueError for p outside (0, 1].
+    """
+    _check(p)
+    encoder, decoder, bias = model.encoder, model.decoder, model.bias
+    interfering = decoder @ (encoder.T @ encoder)                              # D G, (n_sparse, n_dense)
+    everything = encoder.sum(axis=0)                                           # e
+    a = np.einsum("ij,ij->i", decoder, encoder, dtype=float)
+    squares = np.einsum("ij,ij->i", decoder, interfering, dtype=float) - a * a
+    effective = bias + p / 2 * (decoder @ everything - a)
+    loss, alpha, beta, gamma = gaussian_terms(a, effective, np.sqrt(variance(p) * np.maximum(squares, 0)), p)
+    alpha, beta, gamma = (slope / len(a) for slope in (alpha, beta, variance(p) * gamma))
+    own, beta, gamma = (slope.astype(encoder.dtype)[:, None] for slope in (
+        alpha - 2 * gamma * a - beta * p / 2, beta, gamma))
+    return float(loss.mean()), Slopes(
+        own * decoder + 2 * encoder @ ((gamma * decoder).T @ decoder) + p / 2 * (beta * decoder).sum(axis=0),
+        own * encoder + 2 * gamma * interfering + p / 2 * beta * everything, beta[:, 0])
+
+
+Slopes = namedtuple("Slopes", ("encoder", "decoder", "bias"))  # of the shapes of the parameters
+
+
+# ------------------------------------------------------------------------------ 8. the loss without the Gaussian
+
+
+FREQUENCIES = 2048  # points of the grid on which the characteristic function is inverted
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _exact_feature_loss(a, b, w, p):
+    """The loss of a feature with diagonal a, bias b and the other weights w; see `exact_losses`."""
+    top = math.inf
+    for k in range(-80, 81):  # the bound [ln M(θ) + 25]/θ at its least
+        theta, log_mgf = 2.0**(k / 2), 0.0
+        for x in theta * w:
+            log_mgf += math.log(1 - p + p * (math.expm1(x) / x if x else 1.0)) if x < 700 else math.inf
+        top = min(top, b + max(a, 0.0) + (log_mgf + 25) / theta)
+    if top <= 0:
+        return p / 3  # it never answers
+    shift, step = 12.5 / top, math.pi / top
+    power, turn = np.exp((shift + 0j) * w), np.exp(1j * step * w)  # e^{sw}, and what takes it to the next s
+    total = 0.0
+    for k in range(FREQUENCIES):
+        s = complex(shift, k * step)
+        mgf = complex(1.0)
+        for j in range(len(w)):
+            mgf *= 1 - p + p * (power[j] - 1) / (s * w[j])
+            power[j] *= turn[j]
+        y = s * a
+        if abs(y) > 1e-3:
+            g0 = (cmath.exp(y) - 1) / y
+            g1 = (cmath.exp(y) - g0) / y
+        else:
+            g0, g1 = 1 + y / 2 + y**2 / 6, 0.5 + y / 3 + y**2 / 8
+        value = (mgf * cmath.exp(s * b) / s**2 * ((1 - p + p * g0) / s - p * g1)).real
+        total += value if k else value / 2
+    return p / 3 + 2 / top * total
+
+
+def exact_losses(model, p):
+    """The loss of each feature, (n_sparse,), from the law of its own interference: no Gaussian, no sample.
+
+    The moment generating function of ν = Σ_j w_j x_j is a product, M(s) = E e^{sν} = Π_j [1 − p + p (e^{s w_j} − 1)/(s w_j)],
+    and on a line Re s > 0 Laplace's inversion gives E ReLU(m + ν)^k = k!/(2πi) ∫ e^{sm} M(s) s^{−k−1} ds. Averaged over x_i,
+    with g₀(y) = ∫₀¹ e^{yu} du and g₁(y) = ∫₀¹ u e^{yu} du, the terms of (x_i − ReLU(a x_i + b + ν))² become
+        L = p/3 + (1/π) ∫₀^∞ Re{ 2 M(s) e^{sb} [ (1 − p + p g₀(sa))/s³ − p g₁(sa)/s² ] } dτ,      s = c + iτ.
+    The trapezoidal rule with steps of π/T sees ν through a window of width 2T, where T bounds a⁺ + b + ν but for a
+    probability of e⁻²⁵ (Chernoff: ν < [ln M(θ) + 25]/θ for any θ > 0); c = 12.5/T makes what lies outside count as little.
+    Weights below 1e-6 act by their mean. The error is about 1e-9. model: `.encoder`, `.decoder`, `.bias`; cost
+    O(n_sparse²) for each of FREQUENCIES points, shared by threads. Raises ValueError for p outside (0, 1].
+    """
+    _check(p)
+    encoder, decoder, bias = (np.asarray(array, float) for array in (model.encoder, model.decoder, model.bias))
+
+    def loss(i):
+        w = decoder[i] @ encoder.T
+        a, w[i] = w[i], 0.0
+        small = np.abs(w) < 1e-6
+        return _exact_feature_loss(a, bias[i] + p / 2 * w[small].sum(), w[~small], p)
+
+    with ThreadPoolExecutor() as pool:
+        return np.array(list(pool.map(loss, range(len(bias)))))
+
+
+def exact_loss(model, p):
+    """The mean over features of `exact_losses`: what an endless sample would find."""
+    return float(exact_losses(model, p).mean())
