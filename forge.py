@@ -12,6 +12,8 @@ side_by_side       several models as one; `tile`: copies of one
 
 Uses rug.py for the models and theory.py for a and b.
 """
+from numbers import Real
+
 import numpy as np
 
 import rug
@@ -133,13 +135,14 @@ def digons(n_sparse, c=1.0):
 
 
 def priority_block(n, separation):
-    """n ≥ 2 features in two hidden units: loudness falls by the factor `separation` from each to the next, which is also
+    """n ≥ 2 features in two hidden units, each quieter than the one before by the factor `separation` and turned by π/n:
 
-    turned by π/n:  e_i = s_i (cos θ_i, sin θ_i),  θ_i = π i/n,  s_i = separation^((n−1)/2 − i). Decoder row i is orthogonal
-    to e_{i−1} (d_0 to e_1), with d_i · e_i = 1. Hence W_ij is hugely negative for the louder j < i − 1, 0 for j = i − 1,
-    and next to nothing for the quieter j > i.
+        e_i = s_i (cos θ_i, sin θ_i),   θ_i = π i/n,   s_i = separation^((n−1)/2 − i),   i = 0 … n − 1.
+
+    Decoder row i is orthogonal to e_{i−1} (d_0 to e_1), with d_i · e_i = 1. Hence W_ij is hugely negative for the louder
+    j < i − 1, 0 for j = i − 1, and of the order of separation^(i−j) for the quieter j > i.
     """
-    rug.require(np.isfinite(separation) and separation > 1, "separation", separation, "a finite number above 1")
+    rug.require(isinstance(separation, Real) and 1 < separation < np.inf, "separation", separation, "a finite number above 1")
     rug.require(n * np.log10(separation) < 300, f"separation for {n} features in two hidden units", separation,
                 f"below {10**(300 / n):.4g}, as float64 ends at 1e308")
     i = np.arange(n)

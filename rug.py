@@ -424,13 +424,24 @@ class Trainer:
 
         Raises ValueError unless lr is positive and finite. Interrupting it leaves the weights half updated.
         """
-        require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", lr, "a positive finite number")
+        rates = self._rates(lr)
         self._share(self._by_samples)
-        t = len(self.losses) + 1
-        rate, root = np.float32(lr / (1 - 0.9**t)), np.float32(1 / math.sqrt(1 - 0.999**t))
-        self._share(self._by_features, rate, root)
+        self._share(self._by_features, *rates)
         self.losses.append(self.row_losses.sum(dtype=np.float64) / (self.batch * self.n_sparse))
         return self.losses[-1]
+
+    def follow(self, lr, loss, gradients):
+        """One step of Adam along `gradients` that were found elsewhere, without a sample; `loss` is recorded."""
+        for weight, mean, square, gradient in zip(self.weights, self.means, self.squares, gradients):
+            adam(weight.reshape(-1), mean.reshape(-1), square.reshape(-1), gradient.reshape(-1), np.float32(1), *self._rates(lr))
+        self.losses.append(loss)
+        return loss
+
+    def _rates(self, lr):
+        """What `adam` needs at the next step t: lr / (1 − β₁ᵗ) and 1 / √(1 − β₂ᵗ)."""
+        require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", lr, "a positive finite number")
+        t = len(self.losses) + 1
+        return np.float32(lr / (1 - 0.9**t)), np.float32(1 / math.sqrt(1 - 0.999**t))
 
     def _share(self, task, *arguments):
         """task(k, …) for each thread k at once; k = 0 on this thread."""

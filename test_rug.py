@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -307,14 +308,6 @@ def test_bounds_are_in_order_everywhere():
     assert theory.optimum(0.3, 1.0).loss == pytest.approx(0.7 / 12, rel=0.02)  # all on: ReLU has little to clip
 
 
-def test_dropping_features():
-    for r, p in ((0.05, 0.03), (0.01, 0.01), (0.25, 0.045), (0.002, 0.001)):
-        kept = np.linspace(r, 1, 400)
-        by_hand = min(q * theory.optimum(min(r / q, 1.0), p).loss + (1 - q) * theory.variance(p) for q in kept)
-        assert theory.dropping_loss(r, p) == pytest.approx(by_hand, rel=1e-3)
-        assert theory.dropping_loss(r, p) <= by_hand * (1 + 1e-12)
-
-
 def test_the_scaling_law_is_the_limit():
     """At fixed r/r_c the computed optimum nears the law, slowly, as 1/ln(1/p); below r_c nothing is removed."""
     for above in (2, 3, 10):
@@ -413,6 +406,141 @@ def test_tiles_are_copies():
                        atol=1e-6)
 
 
+# --------------------------------------------------------------------------------------- beyond the paper
+
+
+def test_below_the_tangent_ratio_dropping_features_wins():
+    for p in (0.003, 0.03, 0.3):
+        tangent = theory.tangent_ratio(p)
+        for r in (0.3 * tangent, 0.9 * tangent, 1.1 * tangent):
+            q = np.linspace(r, 1, 400)  # every fraction of features to keep
+            losses = [share * theory.optimum(min(r / share, 1), p).loss + (1 - share) * theory.variance(p) for share in q]
+            assert theory.dropping_loss(r, p) == pytest.approx(min(losses), rel=1e-3)
+            assert (theory.kept_fraction(r, p) < 1) == (r < tangent)
+    over = np.linspace(1.001, 4, 10000)  # the limit law's own tangent point: 1.95
+    limit = over[np.argmax((1 - 0.75 / over - 0.25 / over**1.5) / over)]
+    assert theory.tangent_ratio(1e-100) / theory.critical_ratio(1e-100) == pytest.approx(limit, rel=0.01)
+
+
+def trained(n_sparse, n_dense, p, steps):
+    trainer = rug.Trainer(n_sparse, n_dense, p)
+    for step in range(steps):
+        trainer.step(train.learning_rate(step, steps, train.peak_rate(n_sparse)))
+    return trainer.model
+
+
+@pytest.mark.parametrize("model, p", [
+    (partial(trained, 128, 32, 0.045, 400), 0.045), (partial(trained, 40, 3, 0.3, 300), 0.3),
+    (lambda: forge.persian_rug(128, 32, 0.045, 0).autoencoder(), 0.045), (lambda: forge.persian_rug(512, 51, 0.01, 0).autoencoder(), 0.01),
+    (lambda: forge.digons(128), 0.2), (lambda: forge.priority_code(8, 2, 5), 0.045), (lambda: random_model(30, 7), 0.4),
+    (lambda: random_model(1, 1), 1.0)])
+def test_the_exact_loss_is_what_sampling_finds(model, p):
+    model = model()
+    estimate = rug.evaluate(model, p, 2**25 // max(model.n_sparse, 64), seed=5)
+    assert theory.exact_loss(model, p) == pytest.approx(estimate.loss, abs=4 * estimate.error)
+    assert 4 * estimate.error < 0.03 * estimate.loss
+
+
+def test_the_exact_loss_needs_no_gaussian():
+    """Trained interference is far from Gaussian; and where closed forms exist, the exact loss is them."""
+    model = trained(128, 32, 0.045, 400)
+    numbers = theory.feature_statistics(model, 0.045)
+    gaussian = theory.gaussian_terms(numbers.a, numbers.effective_bias, numbers.sigma, 0.045)[0].mean()
+    assert gaussian > 1.2 * theory.exact_loss(model, 0.045)
+    for p in (0.01, 0.3, 1.0):
+        for c in (1.0, 1 / 3):
+            assert theory.exact_loss(forge.digons(4, c), p) == pytest.approx(theory.digon_loss(p, c), rel=1e-4)
+    constant = rug.Autoencoder(np.zeros((3, 1)), np.zeros((3, 1)), np.array([0.2, 0.0, -0.3]))
+    expected = [0.3 / 3 - 0.3 * 0.2 + 0.2**2, 0.3 / 3, 0.3 / 3]  # E (x − b)² where b > 0, else E x²
+    assert theory.exact_losses(constant, 0.3) == pytest.approx(expected, abs=1e-7)
+
+
+def test_gaussian_gradients_match_finite_differences():
+    model, p = rug.Autoencoder(*(0.6 * array for array in random_model(9, 4).__dict__.values() if isinstance(array, np.ndarray))), 0.2
+    loss, gradients = theory.gaussian_loss_and_gradients(model, p)
+    numbers = theory.feature_statistics(model, p)
+    assert loss == pytest.approx(np.mean([theory.symmetric_loss(*map(float, own), p) for own in zip(
+        numbers.a, numbers.effective_bias, numbers.sigma)]), rel=1e-9)
+    for name, gradient in zip(gradients._fields, gradients):
+        array = getattr(model, name)
+        for index in np.ndindex(array.shape):
+            kept, losses = array[index], []
+            for change in (1e-5, -1e-5):
+                array[index] = kept + change
+                losses.append(theory.gaussian_loss_and_gradients(model, p)[0])
+            array[index] = kept
+            assert gradient[index] == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("a, sigma", [(0.0, 0.3), (1e-5, 0.3), (-0.4, 0.1), (1.2, 0.0), (0.5, 1e-9)])
+def test_gaussian_terms_bear_small_numbers(a, sigma):
+    loss = theory.gaussian_terms(np.array([a]), np.array([0.1]), np.array([sigma]), 0.3)[0][0]
+    assert loss == pytest.approx(theory.symmetric_loss(a, 0.1, sigma, 0.3), rel=2e-3)
+
+
+@pytest.mark.parametrize("n_sparse, r, p", [(128, 0.25, 0.045), (96, 0.5, 0.2)])
+def test_descending_on_the_theory_ends_at_its_optimum(n_sparse, r, p):
+    trainer = rug.Trainer(n_sparse, round(r * n_sparse), p, batch=1)
+    for step in range(1000):
+        train.descend(trainer, train.learning_rate(step, 1000, train.descent_rate(trainer.n_dense)))
+    best, numbers = theory.optimum(r, p), theory.macroscopics(trainer.model, p)
+    assert trainer.losses[-1] == pytest.approx(best.loss, rel=1e-3)
+    assert (numbers.a[0], numbers.effective_bias[0], numbers.sigma[0]) == pytest.approx((best.a, best.b, best.sigma), rel=5e-3)
+    assert numbers.a[1] < 0.01
+
+
+def test_following_given_gradients_is_the_same_adam():
+    stepping, following = (rug.Trainer(20, 6, 0.3, batch=64, threads=1) for _ in range(2))
+    for step in range(3):
+        x = rug.sample(64, 20, 0.3, seed=0, step=step).dense()
+        stepping.step(1e-2)
+        following.follow(1e-2, *following.model.loss_and_gradients(x))
+    assert following.losses == pytest.approx(stepping.losses, rel=1e-5)
+    for mine, its in zip(following.weights, stepping.weights):
+        assert np.abs(mine - its).max() < 2e-4
+
+
+@pytest.mark.parametrize("n_sparse, n_dense, p", [(8, 2, 0.045), (64, 16, 0.2), (67, 16, 0.1), (100, 2, 0.003), (41, 40, 0.5), (6, 6, 0.4)])
+def test_the_priority_code_loses_what_its_closed_form_says(n_sparse, n_dense, p):
+    model = forge.priority_code(n_sparse, n_dense, 1000 if n_sparse < 100 else 100)
+    estimate = rug.evaluate(model, p, 2**23 // max(n_sparse, 64), seed=3)
+    assert estimate.loss == pytest.approx(theory.priority_loss(n_dense / n_sparse, p), rel=2e-3, abs=4 * estimate.error + 1e-12)
+    w = model.decoder @ model.encoder.T
+    assert np.diag(w) == pytest.approx(1) and np.linalg.matrix_rank(model.encoder / np.linalg.norm(model.encoder, axis=1)[:, None]) == n_dense
+
+
+def test_a_hidden_unit_left_over_takes_a_digon():
+    model, p = forge.priority_code(30, 7, 1000), 0.1
+    estimate = rug.evaluate(model, p, 2**18, seed=3)
+    assert estimate.loss == pytest.approx((2 * theory.digon_loss(p) + 28 * theory.priority_loss(6 / 28, p)) / 30, abs=4 * estimate.error)
+    assert rug.evaluate(forge.priority_code(5, 5), 0.3, 1000, seed=0).loss < 1e-20
+    assert theory.digon_loss(0.3) == pytest.approx(0.015)
+    assert theory.exact_loss(forge.priority_code(2, 1), 0.3) == pytest.approx(0.015, rel=1e-4)
+
+
+def test_priority_loss_is_a_sum_over_features_and_has_its_limit():
+    for n, p in ((2, 0.3), (3, 0.3), (9, 1.0), (40, 0.01), (500, 1e-7)):
+        lost = [1 - (1 - p)**max(i - 1, 0) for i in range(n)]
+        assert theory.priority_loss(2 / n, p) == pytest.approx(p / 3 * np.mean(lost), rel=1e-6, abs=1e-18)
+    assert theory.priority_loss(2 / 7.25, 0.1) == pytest.approx(  # three blocks of 7 and one of 8
+        (21 * theory.priority_loss(2 / 7, 0.1) + 8 * theory.priority_loss(2 / 8, 0.1)) / 29)
+    for kappa in (0.1, 1, 10):
+        assert theory.priority_loss(kappa * 1e-8, 1e-8) == pytest.approx(theory.priority_limit(kappa * 1e-8, 1e-8), rel=1e-4)
+    assert theory.priority_limit(1e-3, 1e-3) / theory.variance(1e-3) == pytest.approx(1 - 0.5 * (1 - np.exp(-2)))
+
+
+def test_uneven_digons_and_mixtures():
+    losses = [theory.digon_loss(0.1, c) for c in np.linspace(0.01, 1, 1000)]
+    assert min(losses) >= theory.digon_loss(0.1, 1 / 3) == pytest.approx(25 / 27 * theory.digon_loss(0.1))
+    estimate = rug.evaluate(forge.digons(10, 1 / 3), 0.3, 2**20, seed=0)
+    assert estimate.loss == pytest.approx(theory.digon_loss(0.3, 1 / 3), abs=4 * estimate.error)
+    assert 8 * estimate.error < 0.0185 * theory.digon_loss(0.3) * 4
+    p, mixed = 0.1, forge.side_by_side([forge.digons(4), rug.Autoencoder(np.eye(4), np.eye(4), np.zeros(4))])
+    codes = {"digon": (0.5, theory.digon_loss(p)), "identity": (1.0, 0.0), "drop": (0.0, theory.variance(p))}
+    assert theory.envelope(0.75, codes)[0] == pytest.approx(theory.exact_loss(mixed, p), rel=1e-4)
+    assert theory.envelope(0.9, codes) == (pytest.approx(0.2 * theory.digon_loss(p)), ("identity", "digon"))
+
+
 # -------------------------------------------------------------------------------------------- bad input
 
 
@@ -449,6 +577,11 @@ BAD_CALLS = [
     ("large rug", lambda: forge.persian_rug(2**20, 2**19, 0.5, 0).autoencoder(), "GiB"),
     ("projector", lambda: forge.random_projector(16, 0, 0.5, 0), "n_dense must be"),
     ("digons", lambda: forge.digons(7), "even"),
+    ("digons' c", lambda: forge.digons(4, 0), "c must be"),
+    ("priority code's n_sparse", lambda: forge.priority_code(3, 1), "1 or 2"),
+    *((f"separation {s}", lambda s=s: forge.priority_code(8, 2, s), "separation must be") for s in (1, -2, NAN, "far", float("inf"))),
+    ("separation too large", lambda: forge.priority_code(400, 2, 1e3), "separation for 400"),
+    ("envelope", lambda: theory.envelope(0.7, {"digon": (0.5, 0.1)}), "within the ratios"),
     ("copies", lambda: forge.tile(random_model(4, 2), 0), "copies must be"),
 ]
 
@@ -533,11 +666,12 @@ def test_an_interrupted_job_goes_on_to_the_same_weights(tmp_path):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    scale = train.Scale((8, 16), (20, 20), (0.1, 0.5), train.PS[3:], 20, 64, 128)
+    scale = train.Scale((8, 16), (20, 20), (0.1, 0.5), train.PS[3:], 20, 64, 128, 20)
     monkeypatch.setitem(train.SCALES, "tiny", scale)
     monkeypatch.setattr(train, "FORGED_LARGE", 64)
     monkeypatch.setattr(train, "PS", train.PS[3:])
     monkeypatch.setattr(train, "RATIOS", (0.1, 0.5))
+    monkeypatch.setattr(train, "REGULAR", {"triangle": train.REGULAR["triangle"]})
     return scale
 
 
@@ -563,6 +697,29 @@ def test_a_sweep_is_shared_goes_on_and_recomputes_what_is_damaged(tiny, tmp_path
         picture = tmp_path / "figures" / f"paper-{name}.png"
         assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size < 200_000
         assert f"→ {picture}" in output
+
+
+def test_the_theory_job_descends_stops_and_goes_on(tmp_path, capsys):
+    train.main(["theory", "--n-sparse", "48", "--ratio", "0.1", "--p", "0.2", "--steps", "300", "--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    assert "of the features kept" in output and "without the Gaussian" in output
+    assert (tmp_path / "figures" / "theory.png").read_bytes()[:4] == b"\x89PNG"
+    before = rug.Autoencoder.load(tmp_path / "runs" / "theory-model.npz")
+    train.main(["theory", "--resume", "--out", str(tmp_path)])
+    assert (rug.Autoencoder.load(tmp_path / "runs" / "theory-model.npz").decoder == before.decoder).all()
+
+
+@pytest.mark.parametrize("job, words, pictures", [
+    ("exact", ("Gaussian at own a", "rug, n_sparse 128"), ("exact",)), ("phases", ("r* / r_c", "dropped: predicted"), ("phases",)),
+    ("codes", ("best mixture", "best of five trained blocks, 12 in 3", "from the code"), ("codes", "codes-block", "codes-cost")),
+    ("bounds", ("3/(4t) + 1/4",), ("bounds",))])
+def test_the_jobs_beyond_the_paper(job, words, pictures, tiny, tmp_path, capsys):
+    train.main([job, "--scale", "tiny", "--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    assert all(word in output for word in words)
+    for name in pictures:
+        assert f"→ {tmp_path / 'figures' / name}.png" in output
+        assert (tmp_path / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_point_is_the_model_that_it_names(tiny, tmp_path):

@@ -27,7 +27,7 @@ import matplotlib
 import numba
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, LogNorm, SymLogNorm
 
 import forge
 import theory
@@ -41,7 +41,8 @@ FORGED_LARGE = 8192  # n_sparse of the rug that stands for "large": its loss is 
 
 # One colour for each model in every picture; they stay apart for the colour-blind (Okabe, Ito 2008).
 COLOURS = {"trained": "#d55e00", "theory": "#0072b2", "rug": "#a3182b", "large rug": "#a3182b", "projector": "#cc79a7",
-           "linear": "#666666", "bayes": "#009e73", "oracle": "#e69f00", "published": "#56b4e9"}
+           "linear": "#666666", "bayes": "#009e73", "oracle": "#e69f00", "published": "#56b4e9", "priority": "#000000",
+           "digon": "#8a6d00", "regular": "#5d3a9b"}
 RUG_COLOURS = LinearSegmentedColormap.from_list(
     "rug", ["#0b1f3a", "#1f4e79", "#3b8686", "#f1e2c4", "#d9822b", "#a3182b", "#4a0a12"])
 CURVES = {"linear": ("optimal linear", theory.linear_loss), "bayes": ("Bayes elementwise", theory.bayes_loss),
@@ -58,6 +59,16 @@ def peak_rate(n_sparse):
     0.6 times as much trains a little worse; 2.5 times as much kills all features at n_sparse 2048, p = 0.3.
     """
     return 60e-3 / math.sqrt(n_sparse)
+
+
+def descent_rate(n_dense):
+    """The default peak rate for descending on the theory; 1.7 times as much is well, 3.3 times kills features."""
+    return 60e-3 / math.sqrt(n_dense)
+
+
+def descend(trainer, lr):
+    """One step down the theory's own loss, in the place of Trainer.step: no sample, large-scale statistics only."""
+    return trainer.follow(lr, *theory.gaussian_loss_and_gradients(trainer.weights, trainer.p))
 
 
 def learning_rate(step, steps, peak):
@@ -98,17 +109,17 @@ class Progress:
         print(f"\r\x1b[2K{line}" if self.terminal else line, end=end, flush=True)
 
 
-def train(trainer, steps, peak, checkpoint, predicted):
+def train(trainer, steps, peak, checkpoint, predicted, step=rug.Trainer.step):
     """The training loop: until `trainer` has done `steps` steps, with a checkpoint every few seconds and at the end.
 
-    Ctrl-C lets the running step end, saves, and then raises KeyboardInterrupt.
+    step(trainer, rate) is Trainer.step or `descend`. Ctrl-C lets the running step end, saves, and then raises KeyboardInterrupt.
     """
     stop = []
     usual = signal.signal(signal.SIGINT, lambda *_: stop.append(True))
     try:
         progress, saved = Progress(steps), time.monotonic()
         while len(trainer.losses) < steps and not stop:
-            loss = trainer.step(learning_rate(len(trainer.losses), steps, peak))
+            loss = step(trainer, learning_rate(len(trainer.losses), steps, peak))
             rug.require(loss < 100 * trainer.losses[0] + 1, f"loss at step {len(trainer.losses)} with --lr {peak:g}", loss,
                         "finite and not far above its start; try a smaller --lr")
             if time.monotonic() - saved > SAVE_EVERY:
@@ -183,11 +194,16 @@ def print_results(rows, numbers, dead):
     """Both tables: losses, and the large-scale numbers of the models in `numbers` (name → Statistics)."""
     print_table(["loss per feature", "loss", "± error", "over theory"],
                 [[row.name, f"{row.loss:.4g}", f"{row.error:.1g}" if row.error else "", row.over_theory()] for row in rows])
+    print_numbers(numbers)
+    print(f"Dead features of the trained model: {dead}.")
+
+
+def print_numbers(numbers):
+    """The large-scale numbers of models (name → Statistics), as a table."""
     fields = {"a": "a", "effective_bias": "effective bias", "sigma": "σ", "lyapunov": "Λ", "skewness": "skewness"}
     print_table(["mean ± spread over features"] + list(fields.values()),
                 [[name] + [f"{mean:.3f} ± {spread:.3f}" for mean, spread in
                            (getattr(statistics, field) for field in fields)] for name, statistics in numbers.items()])
-    print(f"Dead features of the trained model: {dead}.")
 
 
 def conclusions(rows, skewness, p):
@@ -221,6 +237,7 @@ def save_figure(figure, path):
     """Write a picture on white ground, which reads well on a light page and on a dark one."""
     figure.savefig(path, dpi=110, facecolor="white", bbox_inches="tight")
     plt.close(figure)
+    print(f"→ {path}")
 
 
 def label_line(axes, x, y, text, colour, **options):
@@ -309,7 +326,7 @@ def draw_ratio(path, rows, p):
 # --------------------------------------------------------------------------------------------- the main job
 
 
-def start_trainer(given, checkpoint):
+def start_trainer(given, checkpoint, default_rate):
     """(trainer, steps, peak rate) for the settings `given` on the command line, new or from the checkpoint."""
     resume, threads = given.pop("resume", False), given.pop("threads", None)
     if not resume:
@@ -322,7 +339,7 @@ def start_trainer(given, checkpoint):
         if os.path.exists(checkpoint):  # nobody's interrupted run is lost by forgetting --resume
             os.replace(checkpoint, checkpoint + ".previous")
             print(f"The checkpoint that was here is now {checkpoint}.previous.")
-        return trainer, steps, peak or peak_rate(trainer.n_sparse)
+        return trainer, steps, peak or default_rate(trainer)
     trainer = rug.Trainer.load(checkpoint, threads)
     steps, peak = trainer.notes.get("steps"), trainer.notes.get("lr")
     rug.require(isinstance(steps, int) and steps >= len(trainer.losses) > 0 and isinstance(peak, float) and peak > 0,
@@ -348,7 +365,7 @@ def main_job(given):
     out = given.pop("out", ".")
     runs, figures = writable(out, "runs"), writable(out, "figures")
     checkpoint = os.path.join(runs, "checkpoint.npz")
-    trainer, steps, peak = start_trainer(given, checkpoint)
+    trainer, steps, peak = start_trainer(given, checkpoint, lambda trainer: peak_rate(trainer.n_sparse))
     n_sparse, n_dense, p, seed = trainer.n_sparse, trainer.n_dense, trainer.p, trainer.seed
     predicted = theory.optimum(n_dense / n_sparse, p)
     print(f"Training ReLU(W_out W_in x + b): n_sparse {n_sparse}, n_dense {n_dense}, p {p:g}, batch {trainer.batch}, "
@@ -372,19 +389,72 @@ def main_job(given):
         f"Persian rug, n_sparse {forged.n_sparse}": weight_summary(forged.autoencoder())})
     draw_rug(os.path.join(figures, "rug.png"), n_dense / n_sparse, p, seed)
     draw_ratio(os.path.join(figures, "ratio.png"), rows, p)
-    print(f"Pictures: {figures}/loss.png, weights.png, rug.png, ratio.png. Model: {runs}/model.npz.")
+    print(f"Also {figures}/rug.png. Model: {runs}/model.npz.")
+
+
+# ------------------------------------------------------------------------------------ training on the theory
+
+
+def theory_job(given):
+    """Descend on the theory, then measure what was reached on samples."""
+    out = given.pop("out", ".")
+    runs, figures = writable(out, "runs"), writable(out, "figures")
+    checkpoint = os.path.join(runs, "theory-checkpoint.npz")
+    trainer, steps, peak = start_trainer({**({} if "resume" in given else {"steps": 1500, "batch": 1}), **given}, checkpoint,
+                                         lambda trainer: descent_rate(trainer.n_dense))
+    n_sparse, p, r = trainer.n_sparse, trainer.p, trainer.n_dense / trainer.n_sparse
+    best, kept = theory.optimum(r, p), theory.kept_fraction(r, p)
+    print(f"Descending on the theory: n_sparse {n_sparse}, n_dense {trainer.n_dense}, p {p:g}, lr {peak:.3g}, seed {trainer.seed}.")
+    began = time.monotonic()
+    train(trainer, steps, peak, checkpoint, best.loss, descend)
+    spent, model = time.monotonic() - began, trainer.model
+    model.save(os.path.join(runs, "theory-model.npz"))
+    numbers = theory.macroscopics(model, p)
+    sampled = rug.evaluate(model, p, max(256, 2**25 // n_sparse), trainer.seed)
+    lines = [["symmetric optimum", f"{best.loss:.6g}", "", "1"]]
+    if kept < 1:
+        lines.append([f"the same with {kept:.1%} of the features kept", f"{theory.dropping_loss(r, p):.6g}", "",
+                      f"{theory.dropping_loss(r, p) / best.loss:.4f}"])
+    lines.append([f"reached by descending, {steps} steps", f"{trainer.losses[-1]:.6g}", "", f"{trainer.losses[-1] / best.loss:.4f}"])
+    if n_sparse <= 1024:
+        exact = theory.exact_loss(model, p)
+        lines.append(["these weights without the Gaussian", f"{exact:.6g}", "", f"{exact / best.loss:.4f}"])
+    lines.append(["these weights on samples", f"{sampled.loss:.6g}", f"{sampled.error:.1g}",
+                  f"{sampled.loss / best.loss:.4f} ± {sampled.error / best.loss:.4f}"])
+    print()
+    print_table(["loss per feature", "loss", "± error", "over optimum"], lines)
+    print_numbers({"reached": numbers, "symmetric optimum": theory.Statistics(
+        (best.a, 0), (best.b, 0), (best.b, 0), (best.sigma, 0), (0, 0), (0, 0))})
+    diagonal = theory.feature_statistics(model, p).a
+    print(f"{np.mean(diagonal > threshold(p)):.1%} of the features kept (theory: {kept:.1%}); {spent:.1f} s of training here.")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    left.plot(trainer.losses, color=COLOURS["trained"], label="descending on the theory")
+    left.axhline(best.loss, color=COLOURS["theory"], lw=1, label="symmetric optimum")
+    if kept < 1:
+        left.axhline(theory.dropping_loss(r, p), color=COLOURS["theory"], ls="--", lw=1, label="with features dropped")
+    left.set(yscale="log", xlabel="step", ylabel="loss per feature, computed")
+    left.legend(frameon=False)
+    right.hist(diagonal, np.linspace(min(0, diagonal.min()), 1.1 * max(diagonal.max(), best.a), 80), color=COLOURS["trained"])
+    right.axvline(best.a, color=COLOURS["theory"], lw=1)
+    right.set(xlabel="$W_{ii}$ (line: the symmetric optimum's a)", ylabel="features")
+    save_figure(figure, os.path.join(figures, "theory.png"))
+    print(f"Model: {runs}/theory-model.npz.")
 
 
 # --------------------------------------------------------------------------- the paper's figures: the sweep
 
 
 # What is kept of a trained model beside its loss
-TRAINED = (*theory.Statistics._fields, "dead", "distance", "corner", "corner_bias", "counts", "diagonal")
+TRAINED = (*theory.Statistics._fields, "dead", "losses", "distance", "corner", "corner_bias", "counts", "diagonal")
+
+
+FORGED = {"rug": partial(forge.persian_rug, seed=0), "projector": partial(forge.random_projector, seed=0),
+          "digons": lambda n_sparse, n_dense, p: forge.digons(n_sparse)}
 
 
 class Point(NamedTuple):
     """One model to make and measure. Its result is one file, so a sweep can stop, go on and be shared."""
-    kind: str  # "trained" (tied start), "published" (the paper's start), "rug" or "projector"
+    kind: str  # "trained" (tied start), "published" (the paper's start), "block" (best of five), "theory" or of FORGED
     n_sparse: int
     n_dense: int
     p: float
@@ -410,7 +480,10 @@ class Point(NamedTuple):
     def cost(self):
         """Seconds on one core, roughly: for the order, the progress line and the estimate before a long sweep."""
         if self.steps:
-            return 1 + self.steps * (2e-4 + 3e-6 * self.n_sparse + 4e-8 * (1 + 2 * self.p) * self.n_sparse * self.n_dense)
+            step = 2e-4 + 3e-6 * self.n_sparse + 4e-8 * (1 + 2 * self.p) * self.n_sparse * self.n_dense
+            if self.kind == "theory":
+                step = 2e-4 + 1e-10 * self.n_sparse * self.n_dense**2
+            return 1 + self.steps * step * (5 if self.kind == "block" else 1)
         return 1 + 1e-10 * self.n_sparse * self.n_dense**2 * (self.kind == "projector")
 
     def failed(self, result):
@@ -421,26 +494,32 @@ class Point(NamedTuple):
 
 
 def make_model(point, threads=None, report=lambda step: None):
-    """The model of a Point: forged, or trained with the default schedule."""
-    if point.kind in ("rug", "projector"):
-        return {"rug": forge.persian_rug, "projector": forge.random_projector}[point.kind](*point[1:4], seed=0)
-    trainer = rug.Trainer(*point[1:4], init="paper" if point.kind == "published" else "tied", threads=threads)
-    for step in range(point.steps):
-        trainer.step(learning_rate(step, point.steps, peak_rate(point.n_sparse)))
-        report(step)
-    return trainer.model
+    """The model of a Point and the losses on the way to it: forged, or trained with the default schedule."""
+    if point.kind in FORGED:
+        return FORGED[point.kind](*point[1:4]), []
+    on_theory = point.kind == "theory"
+    step, peak = (descend, descent_rate(point.n_dense)) if on_theory else (rug.Trainer.step, peak_rate(point.n_sparse))
+    found = []
+    for seed in range(5 if point.kind == "block" else 1):
+        trainer = rug.Trainer(*point[1:4], batch=1 if on_theory else 1024, seed=seed,
+                              init="paper" if point.kind == "published" else "tied", threads=threads)
+        for k in range(point.steps):
+            step(trainer, learning_rate(k, point.steps, peak))
+            report(k)
+        found.append((np.mean(trainer.losses[-100:]), seed, trainer))
+    return min(found)[2].model, min(found)[2].losses
 
 
 def measure_point(point, folder, threads=1, report=lambda step: None):
     """Make the model of a Point, measure it, and keep what the pictures need."""
-    model = make_model(point, threads, report)
+    model, losses = make_model(point, threads, report)
     loss, error = rug.evaluate(model, point.p, max(8, 2**23 // point.n_sparse), seed=1)
     result = {"loss": loss, "error": error, "theory": theory.optimum(point.n_dense / point.n_sparse, point.p).loss}
     if point.steps:
         w = model.decoder[:32] @ model.encoder.T
         np.fill_diagonal(w, 0)
         x = rug.sample(max(64, min(8192, 2**24 // point.n_sparse)), point.n_sparse, point.p, seed=2).dense()
-        result.update(theory.feature_statistics(model, point.p)._asdict(), dead=rug.dead_features(model, point.p),
+        result.update(theory.feature_statistics(model, point.p)._asdict(), dead=rug.dead_features(model, point.p), losses=losses,
                       distance=theory.distance_from_gaussian(x @ w.T), **weight_summary(model))
     rug.save_npz(point.file(folder), "point", point=np.array(list(map(str, point))), **result)
 
@@ -507,15 +586,16 @@ class Scale(NamedTuple):
     size_steps: int  # training steps of the figures `size`, `starts` and `weights`
     trained_to: int  # largest n_sparse of `size`, trained …
     forged_to: int   # … and forged
+    block_steps: int  # training steps of `codes`
 
 
 PAPER_GRID = tuple(float(f"{value:.4g}") for value in np.geomspace(0.002, 0.8, 20))
 RATIOS = (0.01, 0.1, 0.3, 0.5, 0.8)              # a panel each in loss-vs-p
 PS = (0.001, 0.01, 0.05, 0.1, 0.4, 0.6)          # a panel each in loss-vs-ratio
 SETTINGS_BY_SIZE = ((0.25, 0.045), (0.1, 0.01), (0.5, 0.1))
-SCALES = {"quick": Scale((32, 64, 128), (1000, 1000, 1000), (0.01, 0.03, *RATIOS[1:]), PS, 1500, 256, 2**14),
-          "laptop": Scale((128, 512, 2048), (2000, 2000, 500), (0.01, 0.03, *RATIOS[1:]), PS, 2000, 4096, 2**20),
-          "full": Scale((128, 512, 2048, 8192), (10000,) * 4, PAPER_GRID, PAPER_GRID, 10000, 8192, 2**20)}
+SCALES = {"quick": Scale((32, 64, 128), (1000, 1000, 1000), (0.01, 0.03, *RATIOS[1:]), PS, 1500, 256, 2**14, 4000),
+          "laptop": Scale((128, 512, 2048), (2000, 2000, 500), (0.01, 0.03, *RATIOS[1:]), PS, 2000, 4096, 2**20, 6000),
+          "full": Scale((128, 512, 2048, 8192), (10000,) * 4, PAPER_GRID, PAPER_GRID, 10000, 8192, 2**20, 10000)}
 
 
 def doubling(low, high):
@@ -538,6 +618,7 @@ def paper_rug(path, scale, results):
         axes.set_axis_off()
     figure.savefig(path, facecolor="white", pil_kwargs={"optimize": True})
     plt.close(figure)
+    print(f"→ {path}")
     print(f"n_sparse 512, n_dense 64: {512**2} weights, {len(np.unique(forged.kernel))} different values, all from the "
           "random choice of 64 rows.")
 
@@ -718,29 +799,364 @@ FIGURES = {  # name: the models that it needs, and how it is drawn
 }
 
 
-def paper_job(given):
+# ------------------------------------------------------------------------------------------- beyond the paper
+
+
+def draw_exact(path, scale, results):
+    """One table: theory's optimum, the Gaussian loss at each feature's own a, b, σ, the exact loss, a large sample."""
+    lines, laws, sizes = [], {}, [n_sparse for n_sparse in (128, 512, 1024) if n_sparse <= 4 * scale.trained_to]
+    points = [Point.at(kind, n_sparse, 0.5 if kind == "digons" else 0.25, 0.045, scale.size_steps * (kind == "trained"))
+              for kind, some in (("trained", sizes[:2]), ("rug", sizes), ("digons", sizes[:1])) for n_sparse in some]
+    progress = Progress(len(points), "model")
+    for point in points:
+        progress.show(len(lines), point.model())
+        model = make_model(point)[0]
+        model = model.autoencoder() if point.kind == "rug" else model
+        numbers, best = theory.feature_statistics(model, point.p), theory.optimum(point.n_dense / point.n_sparse, point.p).loss
+        gaussian = theory.gaussian_terms(numbers.a, numbers.effective_bias, numbers.sigma, point.p)[0].mean()
+        began = time.perf_counter()
+        exact = theory.exact_loss(model, point.p)
+        spent = time.perf_counter() - began
+        sampled = rug.evaluate(model, point.p, 2**25 // point.n_sparse, seed=1)
+        lines.append([point.model()] + [f"{loss:.6f}" for loss in (best, gaussian, exact)] +
+                     [f"{sampled.loss:.6f} ± {sampled.error:.6f}", f"{(exact - sampled.loss) / sampled.error:+.1f}", f"{spent:.1f}"])
+        x = rug.sample(2**14, point.n_sparse, point.p, seed=2).dense()
+        w = model.decoder[:32] @ model.encoder.T
+        np.fill_diagonal(w, 0)
+        laws[point[:2]] = (x @ w.T - point.p / 2 * w.sum(axis=1)) / numbers.sigma[:32]
+    progress.show(len(points), "done")
+    print_table(["r 0.25 (digons 0.5), p 0.045", "theory's optimum", "Gaussian at own a, b, σ", "exact", "sampled",
+                 "exact − sampled, errors", "exact takes, s"], lines)
+    figure, axes = plt.subplots(figsize=(8, 4.4))
+    for kind in ("trained", "rug"):
+        axes.hist(laws[kind, sizes[:2][-1]].ravel(), np.arange(-10, 7, 0.1), density=True, histtype="step", color=COLOURS[kind], label=kind)
+    y = np.arange(-6, 6, 0.05)
+    axes.plot(y, theory.normal_density(y), color=COLOURS["theory"], lw=1, label="Gaussian")
+    axes.set(yscale="log", ylim=(1e-6, 2), xlabel="(ν − mean) / σ", ylabel="density",
+             title=f"The interference in a trained network, in a rug, and in the theory; n_sparse {sizes[:2][-1]}")
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+PHASE_PS, MULTIPLES = (0.03, 0.1, 0.3), (0.4, 0.6, 0.8, 1.25, 1.6)  # p, and r over the tangent ratio r*
+
+
+def threshold(p):
+    """Features with W_ii above this count as kept: half of what theory gives to those it keeps."""
+    return theory.optimum(theory.tangent_ratio(p), p).a / 2
+
+
+def phase_point(scale, kind, multiple, p):
+    """The Point at r = multiple · r*(p)."""
+    return Point.at(kind, min(512, scale.trained_to), multiple * theory.tangent_ratio(p), p, scale.size_steps)
+
+
+def draw_phases(path, scale, results):
+    """Map of the predicted fraction of dropped features with the trained ones on it; histograms of W_ii at one p."""
+    ps, ratios = np.geomspace(0.005, 0.6, 30), np.geomspace(0.01, 1, 200)
+    tangents = np.array([theory.tangent_ratio(p) for p in ps])
+    figure, axes = plt.subplot_mosaic([["trained", "theory", "above"], ["trained", "theory", "below"]], figsize=(13, 5.6),
+                                      layout="constrained")
+    names = {"trained": "trained on samples", "theory": "trained on the theory"}
+    for kind, name in names.items():
+        image = axes[kind].pcolormesh(ps, ratios, 1 - np.minimum(1, ratios[:, None] / tangents), cmap="viridis", vmin=0, vmax=1)
+        axes[kind].plot(ps, tangents, "w", lw=2)
+        some = [point for point in results if point.kind == kind]
+        axes[kind].scatter([point.p for point in some], [point.n_dense / point.n_sparse for point in some], 130,
+                           [np.mean(results[point]["a"] <= threshold(point.p)) for point in some], cmap="viridis", vmin=0,
+                           vmax=1, edgecolors="white", linewidths=1.5)
+        axes[kind].set(xscale="log", yscale="log", xlabel="p", ylabel="ratio r", title=f"{name}, n_sparse {some[0].n_sparse}")
+    figure.colorbar(image, ax=axes["theory"], label="dropped features: predicted (ground), found (discs)")
+    for place, multiple in (("above", 1.6), ("below", 0.6)):
+        for kind, name in names.items():
+            axes[place].hist(results[phase_point(scale, kind, multiple, 0.03)]["a"], np.arange(-0.5, 2.5, 0.04),
+                             histtype="step", color=COLOURS[kind], label=name)
+        axes[place].set(xlabel="$W_{ii}$", ylabel="features", title=f"{place} the line: p = 0.03, r = {multiple} r*")
+    axes["above"].legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+    print_table(["p", "r*", "r* / r_c"], [[f"{p:g}", f"{theory.tangent_ratio(p):.4g}",
+                f"{theory.tangent_ratio(p) / theory.critical_ratio(p):.3f}"] for p in (0.3, 0.1, 0.03, 0.01, 1e-3, 1e-5, 1e-10, 1e-100)])
+    lines = []
+    for p, multiple in itertools.product(PHASE_PS, MULTIPLES):
+        points = [phase_point(scale, kind, multiple, p) for kind in names]
+        r = points[0].n_dense / points[0].n_sparse
+        lines.append([f"{p:g}", f"{r:.4f}", f"{r / theory.tangent_ratio(p):.2f}", f"{1 - theory.kept_fraction(r, p):.2f}"] + [
+            cell for point in points for cell in (f"{np.mean(results[point]['a'] <= threshold(p)):.2f}",
+                                                  f"{results[point]['loss'] / theory.dropping_loss(r, p):.3f}")])
+    print_table(["p", "r", "r / r*", "dropped: predicted", "on samples", "loss / theory's", "on the theory", "loss / theory's"], lines)
+
+
+def turned(angles):
+    """Unit vectors in the plane at these multiples of a whole turn."""
+    return np.stack([np.cos(2 * np.pi * angles), np.sin(2 * np.pi * angles)], axis=1)
+
+
+REGULAR = {"triangle": turned(np.arange(3) / 3), "pentagon": turned(np.arange(5) / 5),
+           "tetrahedron": np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / 3**0.5}
+
+
+def regular_loss(directions, p):
+    """The exact loss of features in these directions, W = g × cosines, at the best gain g and bias: look around, go on."""
+    def loss(gain, bias):
+        return theory.exact_loss(rug.Autoencoder(directions, gain * directions, np.full(len(directions), bias)), p)
+
+    best, step = (loss(1.0, 0.0), 1.0, 0.0), 0.2
+    while step > 0.005:
+        around = [(best[1] + step * g, best[2] + step * b) for g, b in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+        found = min((loss(*place), *place) for place in around)
+        best, step = (found, step) if found < best else (best, step / 2)
+    return best[0]
+
+
+def known_codes(p):
+    """{name: (ratio, loss)} of all that can be mixed at this p; the first word of a name is its kind."""
+    codes = {"drop": (0.0, theory.variance(p)), "identity": (1.0, 0.0), "digon": (0.5, theory.digon_loss(p, 1 / 3))}
+    codes |= {f"priority {n}": (2 / n, theory.priority_loss(2 / n, p)) for n in (*range(3, 20), 24, 32, 50, 100, 200, 1000)}
+    codes |= {f"regular {name}": (e.shape[1] / len(e), regular_loss(e, p)) for name, e in REGULAR.items()}
+    return codes | {f"rug {r:.3f}": (r, theory.optimum(r, p).loss) for r in np.geomspace(max(p, 2e-3), 0.98, 30)}
+
+
+def winner(r, codes):
+    """The loss of the best mixture at r and its kind: that of the larger part which is neither dropped nor exact."""
+    loss, names = theory.envelope(r, codes)
+    return loss, next((name.split()[0] for name in names if name not in ("drop", "identity")), "linear")
+
+
+BLOCK_SIZES = (8, 12, 16, 24, 32, 64)
+CODE_PS = (0.01, 0.045, 0.3)
+
+
+def block_points(scale):
+    """Small blocks to train: one (r, p) at several sizes, and one size at several (r, p)."""
+    steps = scale.block_steps
+    return [Point.at("block", n_sparse, 0.25, 0.045, steps) for n_sparse in BLOCK_SIZES] + [
+        Point.at("block", 16, r, p, steps) for r in (0.125, 0.25, 0.5) for p in CODE_PS if (r, p) != (0.25, 0.045)]
+
+
+def code_points(scale):
+    """Models that `codes` needs: the blocks, and networks of growing size."""
+    return block_points(scale) + [Point.at("trained", n_sparse, 0.25, 0.045, scale.block_steps)
+                                  for n_sparse in (12, 32, 128, 512, 2048) if n_sparse <= max(512, scale.trained_to)]
+
+
+def draw_codes(path, scale, results):
+    """Who wins where, a trained block beside a forged one, and what the advantage costs: three pictures."""
+    draw_blocks(path[:-4] + "-block.png", results)
+    draw_costs(path[:-4] + "-cost.png", scale, results)
+    draw_winners(path, scale, results)
+
+
+def draw_winners(path, scale, results):
+    """Loss over r at three p, and a map over (r, p) of the winner."""
+    figure, grid = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    for axes, p in zip(grid.flat, CODE_PS):
+        codes, ratios = known_codes(p), np.geomspace(max(p / 4, 0.01), 0.98, 60)
+        curves = {"linear": theory.linear_loss, "theory": theory.dropping_loss, "bayes": theory.bayes_loss,
+                  "priority": theory.priority_loss}
+        names = {"linear": "optimal linear", "theory": "rug, features dropped", "bayes": "Bayes elementwise on the rug",
+                 "priority": "priority code"}
+        tangent = theory.tangent_ratio(p)
+        for kind, curve in curves.items():
+            axes.plot(ratios, [curve(r, p) / theory.variance(p) for r in ratios], color=COLOURS[kind], label=names[kind])
+        axes.plot(ratios, [theory.envelope(r, codes)[0] / theory.variance(p) for r in ratios], "k:", label="best mixture")
+        for kind, marker in (("digon", "D"), ("regular", "p")):
+            some = [code for name, code in codes.items() if name.startswith(kind)]
+            axes.plot([r for r, _ in some], [loss / theory.variance(p) for _, loss in some], marker, color=COLOURS[kind],
+                      label={"digon": "digons, c = 1/3", "regular": "triangle, tetrahedron, pentagon"}[kind])
+        blocks = [point for point in block_points(scale) if point.p == p]
+        axes.plot([point.n_dense / point.n_sparse for point in blocks],
+                  [results[point]["loss"] / theory.variance(p) for point in blocks], "o", color=COLOURS["trained"],
+                  label="trained blocks, 8 to 64 features", ms=4)
+        axes.set(xscale="log", yscale="log", ylim=(p / 20, 1.3), xlabel="ratio r", ylabel="loss / Var x", title=f"p = {p:g}")
+        print_table([f"p = {p:g}, loss / Var x at r ="] + [f"{r:g}" for r in SHOWN_RATIOS], [
+            [name] + [f"{loss(r) / theory.variance(p):.4f}" for r in SHOWN_RATIOS] for name, loss in
+            [*((names[kind], partial(curve, p=p)) for kind, curve in curves.items()), ("best mixture", lambda r: theory.envelope(r, codes)[0])]]
+            + [["of"] + [" + ".join(theory.envelope(r, codes)[1]) for r in SHOWN_RATIOS]])
+    grid[0, 0].legend(frameon=False, fontsize=8)
+    kinds = ("linear", "rug", "regular", "digon", "priority")
+    ps, ratios = np.geomspace(1e-3, 0.9, 16), np.geomspace(0.01, 0.98, 50)
+    winners, gains = np.empty((2, len(ratios), len(ps)))
+    for (k, r), (m, codes) in itertools.product(enumerate(ratios), enumerate(map(known_codes, ps))):
+        loss, kind = winner(r, codes)
+        winners[k, m], gains[k, m] = kinds.index(kind), theory.dropping_loss(r, ps[m]) / loss
+    grid[1, 1].clabel(grid[1, 1].contour(ps, ratios, gains, (1.1, 1.5, 2, 3, 4), colors="white", linewidths=1))
+    grid[1, 1].pcolormesh(ps, ratios, winners, cmap=ListedColormap([COLOURS[kind] for kind in kinds]), vmin=-0.5, vmax=4.5)
+    for kind in kinds:
+        grid[1, 1].plot([], [], "s", color=COLOURS[kind], label=kind)
+    grid[1, 1].set(xscale="log", yscale="log", xlabel="p", ylabel="ratio r", title="the larger part of the best mixture; lines: rug / mixture")
+    grid[1, 1].legend(fontsize=8, loc="lower left")
+    save_figure(figure, path)
+
+
+SHOWN_RATIOS = (0.02, 0.05, 0.1, 0.2, 0.25, 0.4, 0.5, 0.7, 0.9)
+
+
+def draw_blocks(path, results):
+    """W of the trained block of 12 features in 3 hidden units, and of the priority code of that size, loudest first."""
+    trained = next(result for point, result in results.items() if point[:3] == ("block", 12, 3))["corner"]
+    forged = forge.priority_code(12, 3, 10)
+    figure, both = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    for axes, (name, w) in zip(both, (("trained", trained), ("forged, separation 10", forged.decoder @ forged.encoder.T))):
+        loudness = np.sqrt(np.linalg.norm(w, axis=0) / np.linalg.norm(w, axis=1))  # no change of basis changes W
+        order = np.argsort(-loudness)
+        image = axes.imshow(w[np.ix_(order, order)], cmap="RdBu_r", norm=SymLogNorm(0.1, vmin=-100, vmax=100))
+        axes.set(title=f"{name}: 12 features in 3 hidden units", xlabel="feature j, by falling loudness", ylabel="feature i")
+        print(f"{name}: loudness √(‖column‖/‖row‖) {', '.join(f'{x:.2g}' for x in loudness[order])}; W_ij from {w.min():.3g} to "
+              f"{(w - 2 * np.diag(np.diag(w))).max():.3g} off the diagonal")
+    figure.colorbar(image, ax=both, label="W[i, j]")
+    save_figure(figure, path)
+    for point, result in results.items():
+        if point.kind == "block":
+            r = point.n_dense / point.n_sparse
+            print(f"best of five trained blocks, {point.n_sparse} in {point.n_dense}, p {point.p:g}: loss {result['loss']:.5f} ± "
+                  f"{result['error']:.5f}, rug (with dropping) {theory.dropping_loss(r, point.p):.5f}, priority code "
+                  f"{theory.priority_loss(r, point.p):.5f}")
+
+
+class NoisyHidden:
+    """A model whose hidden units get Gaussian noise, of `level` times their own root mean square."""
+
+    def __init__(self, model, level, p):
+        self.model, self.n_sparse, self.rng = model, model.n_sparse, np.random.default_rng(0)
+        hidden = rug.sample(4096, model.n_sparse, p, seed=3).dense() @ model.encoder
+        self.deviation = level * np.sqrt(np.mean(hidden**2))
+
+    def forward(self, x):
+        """f(x) with noise."""
+        hidden = x @ self.model.encoder
+        hidden = hidden + self.deviation * self.rng.standard_normal(hidden.shape)
+        return np.maximum(hidden @ self.model.decoder.T + self.model.bias, 0)
+
+
+def draw_costs(path, scale, results):
+    """Why training misses the code, and what it costs: four panels at (r, p) = (0.25, 0.045)."""
+    r, p = 0.25, 0.045
+    figure, ((steps, rates), (noise, norms)) = plt.subplots(2, 2, figsize=(11, 8), layout="constrained", sharey=True)
+    shades = plt.get_cmap("autumn")
+    some = [point for point in results if point.kind == "trained"]
+    for k, point in enumerate(some):
+        losses = results[point]["losses"]
+        means = losses[:len(losses) // 50 * 50].reshape(-1, 50).mean(axis=1)
+        steps.plot(50 * np.arange(1, len(means) + 1), means, color=shades(k / len(some)), label=f"n_sparse {point.n_sparse}")
+        print(f"trained, n_sparse {point.n_sparse}, {point.steps} steps: {results[point]['loss']:.5f} ± {results[point]['error']:.5f}")
+    steps.set(xscale="log", xlabel="training step", ylabel="loss per feature", title="training from the tied start")
+    factors, after = 10.0**-np.arange(9), []
+    for factor in factors:
+        trainer, code = rug.Trainer(64, 16, p), forge.priority_code(64, 16, 10)
+        for mine, its in zip(trainer.weights, (code.encoder, code.decoder, code.bias)):
+            mine[:] = its
+        for step in range(scale.size_steps):
+            trainer.step(learning_rate(step, scale.size_steps, factor * peak_rate(64)))
+        after.append(rug.evaluate(trainer.model, p, 2**15, seed=1).loss)
+        print(f"{scale.size_steps} steps from the code (separation 10, n_sparse 64) at {factor:g} of the usual rate: {after[-1]:.5f}")
+    rates.plot(factors, after, "o-", color=COLOURS["trained"])
+    rates.set(xscale="log", xlabel="rate over the usual one", title=f"{scale.size_steps} steps of training from the code, separation 10")
+    levels = np.geomspace(1e-12, 1, 25)
+    models = {"rug": rug_at(256, r, p, 0).autoencoder()} | {s: forge.priority_code(256, 64, s) for s in (2, 3, 5, 10, 30, 100)}
+    for k, (name, model) in enumerate(models.items()):
+        losses = [rug.evaluate(NoisyHidden(model, level, p), p, 2**12, seed=1).loss for level in (0, *levels)]
+        colour = COLOURS["rug"] if name == "rug" else plt.get_cmap("Greys")(0.3 + 0.12 * k)
+        noise.plot(levels, losses[1:], color=colour, label=name if name == "rug" else f"code, separation {name}")
+        forged = losses if name == "rug" else forged
+        crossing = next((f"{level:.2g}" for level, mine, its in zip(levels, losses[1:], forged[1:]) if mine > its), "none")
+        print(f"{name}: loss without noise {losses[0]:.5f}, at noise of 0.1 {losses[-3]:.3g}; the rug is better from a noise of "
+              f"{crossing} on")
+    noise.set(xscale="log", yscale="log", ylim=(1e-3, 0.1), xlabel="noise in the hidden units / their root mean square", ylabel="loss per feature",
+              title="robustness")
+    separations = np.geomspace(1.2, 1000, 40)
+    blocks = [forge.priority_code(8, 2, s) for s in separations]
+    losses = [theory.exact_loss(block, p) for block in blocks]
+    cost = [np.linalg.norm(block.decoder @ block.encoder.T, "nuc") / 8 for block in blocks]
+    norms.plot(cost, losses, color=COLOURS["priority"], label="code")
+    norms.plot(theory.optimum(r, p).a, theory.optimum(r, p).loss, "o", color=COLOURS["rug"], label="rug")
+    k = next(k for k, loss in enumerate(losses) if loss < theory.optimum(r, p).loss)
+    print(f"the code is better than the rug from separation {separations[k]:.2g} on; nuclear norm of W there {cost[k]:.3g} a feature, "
+          f"the rug's {theory.optimum(r, p).a:.3g}")
+    norms.set(xscale="log", xlabel="nuclear norm of W over n_sparse", title="separations 1.2 to 1000")
+    for axes in (steps, rates, noise, norms):
+        for level, kind in ((theory.optimum(r, p).loss, "theory"), (theory.priority_loss(r, p), "priority")):
+            axes.axhline(level, color=COLOURS[kind], lw=1, ls="--")
+    steps.legend(frameon=False, fontsize=8)
+    noise.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_bounds(path, scale, results):
+    """The optimum over Bayes elementwise: at fixed r/r_c it has a limit, at fixed r it grows as p falls."""
+    ps, ratios = (0.1, 1e-2, 1e-3, 1e-4, 1e-6), (0.003, 0.01, 0.03, 0.1, 0.3, 0.5, 0.8)
+    for name, bound in (("Bayes elementwise", theory.bayes_loss), ("oracle filter", theory.oracle_loss)):
+        print_table([f"ReLU / {name} at r ="] + [f"{r:g}" for r in ratios], [
+            [f"p = {p:g}"] + [f"{theory.optimum(r, p).loss / bound(r, p):.3f}" for r in ratios] for p in ps])
+
+    def factor(r, p):
+        return theory.optimum(r, p).loss / theory.bayes_loss(r, p)
+
+    def limit(multiple):  # 3/(4t) + 1/4 with t² = r_c/r
+        return 0.75 * math.sqrt(multiple) + 0.25
+
+    multiples, deep = (1.5, 2, 3, 5, 10), (1e-2, 1e-4, 1e-8, 1e-16, 1e-32, 1e-64, 1e-90)
+    print_table(["ReLU / Bayes at r / r_c ="] + [f"{multiple:g}" for multiple in multiples], [
+        [f"p = {p:g}"] + [f"{factor(multiple * theory.critical_ratio(p), p):.3f}" for multiple in multiples] for p in deep]
+        + [["3/(4t) + 1/4"] + [f"{limit(multiple):.3f}" for multiple in multiples]])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    fine = np.geomspace(0.5, 20, 60)
+    for k, p in enumerate((1e-2, 1e-4, 1e-8, 1e-16, 1e-32, 1e-64)):
+        some = fine[fine * theory.critical_ratio(p) < 0.9]
+        left.plot(some, [factor(multiple * theory.critical_ratio(p), p) for multiple in some],
+                  color=plt.get_cmap("Blues")(0.3 + 0.11 * k), label=f"p = {p:g}")
+    left.plot(fine[fine > 1], [limit(multiple) for multiple in fine[fine > 1]], "k--", label="limit $3/(4t) + 1/4$")
+    left.set(xscale="log", xlabel="$r / r_c$", ylabel="ReLU / Bayes elementwise", title="at fixed $r / r_c$: a constant, approached slowly")
+    falling = np.geomspace(0.1, 1e-12, 40)
+    for r, style in ((0.5, "-"), (0.1, "--"), (0.01, ":")):
+        right.plot(np.log(1 / falling), [factor(r, p) for p in falling], style, color=COLOURS["theory"], label=f"r = {r:g}")
+    right.plot(np.log(1 / falling), np.log(1 / falling) / 2, color="k", lw=1, label="½ ln(1/p)")
+    right.set(xlabel="ln(1/p)", title="at fixed r: it grows like ½ ln(1/p)")
+    left.legend(frameon=False)
+    right.legend(frameon=False)
+    save_figure(figure, path)
+    print("; ".join(f"at r = 0.5, p = {p:g}: {factor(0.5, p):.3f}, ½ ln(1/p) = {math.log(1 / p) / 2:.3f}" for p in (1e-4, 1e-8, 1e-12)))
+
+
+BEYOND = {  # job: the models that it needs, and how it is drawn
+    "exact": (lambda scale: [], draw_exact),
+    "phases": (lambda scale: [phase_point(scale, kind, multiple, p) for kind in ("trained", "theory") for p in PHASE_PS
+                              for multiple in MULTIPLES], draw_phases),
+    "codes": (code_points, draw_codes),
+    "bounds": (lambda scale: [], draw_bounds),
+}
+
+# ----------------------------------------------------------------------------------- the jobs that make figures
+
+
+JOBS = {"paper": "Make the paper's figures again: all, or one of " + ", ".join(FIGURES) + ".",
+        "exact": "The loss of given weights without sampling and without the Gaussian, and what makes up a trained one.",
+        "phases": "Below which ratio features are dropped: predicted, and in training on samples and on the theory.",
+        "codes": "Codes that beat the rug: digons, priority codes, trained blocks; why training misses them; what they cost.",
+        "bounds": "How far ReLU is from the best elementwise activation and from the oracle filter, as a table."}
+
+
+def figures_job(job, given):
     """Measure what the chosen figures need and, unless this is one shard of several, draw them."""
     known = {"out", "name", "scale", "shard"}
-    rug.require(set(given) <= known, "flags of `paper`", ", ".join(given), "among " + ", ".join(sorted(known)))
+    rug.require(set(given) <= known, f"flags of `{job}`", ", ".join(given), "among " + ", ".join(sorted(known)))
     out, name, scale, shard = (given.get(key, usual) for key, usual in
-                               (("out", "."), ("name", "all"), ("scale", "laptop"), ("shard", None)))
+                               (("out", "."), ("name", "all"), ("scale", "laptop" if job == "paper" else "quick"), ("shard", None)))
     rug.require(name in ("all", *FIGURES), "figure", name, "one of all, " + ", ".join(FIGURES))
     rug.require(scale in SCALES, "scale", scale, "one of " + ", ".join(SCALES))
     k, n = (int(part) if part.isdecimal() else 0 for part in (shard or "1/1").partition("/")[::2])
     rug.require(1 <= k <= n, "shard", shard, "K/N with 1 ≤ K ≤ N, such as 2/8")
     points_folder, figures = writable(out, "runs/points"), writable(out, "figures")
-    chosen = {name: FIGURES[name]} if name != "all" else FIGURES
+    chosen = {job: BEYOND[job]} if job in BEYOND else {"paper-" + figure: FIGURES[figure] for figure in FIGURES if name in ("all", figure)}
     points = {point for needs, _ in chosen.values() for point in needs(SCALES[scale])}
     points = sorted(points, key=lambda point: (point.cost(), point))
     run_sweep(points[k - 1::n], points_folder)
     if shard:
-        print(f"Shard {shard} is done. When all are: python train.py paper {name} --scale {scale} --out {out}")
+        print(f"Shard {shard} is done. When all are, run the same command without --shard.")
         return
-    for name, (needs, draw) in chosen.items():
-        print(f"\n{name}")
-        path = os.path.join(figures, f"paper-{name}.png")
+    for figure, (needs, draw) in chosen.items():
+        print(f"\n{figure}")
+        path = os.path.join(figures, figure + ".png")
         draw(path, SCALES[scale], {point: read_point(point, points_folder) for point in needs(SCALES[scale])})
-        print(f"→ {path}")
 
 
 # --------------------------------------------------------------------------------------------- the benchmark
@@ -833,7 +1249,7 @@ def bench_job(given):
         ["ms a sample", *(f"{cost:.3f}" for cost in costs)],
         ["ns over n log₂ n", *(f"{1e6 * cost / n / math.log2(n):.2f}" for cost, n in zip(costs, sizes))]])
     start = time.perf_counter()
-    model = make_model(Point("trained", 512, 128, 0.045, 700))
+    model = make_model(Point("trained", 512, 128, 0.045, 700))[0]
     spent = time.perf_counter() - start
     loss, error = rug.evaluate(model, 0.045, 2**15, seed=1)
     print(f"700 steps from scratch at (512, 0.25, 0.045): evaluated loss {loss:.5f} ± {error:.5f} after {spent:.1f} s.")
@@ -851,34 +1267,45 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def add_settings(parser, steps, rate):
+    """The flags that the main job and `theory` share."""
+    add = parser.add_argument
+    add("--n-sparse", type=int, metavar="N", help="number of features, 1 or more (default 512)")
+    add("--ratio", type=float, metavar="R", help="n_dense/n_sparse, in (0, 1] (default 0.25)")
+    add("--p", type=float, metavar="P", help="probability that a feature is on, in (0, 1] (default 0.045)")
+    add("--steps", type=int, metavar="N", help=f"training steps, 1 or more (default {steps})")
+    add("--lr", type=float, metavar="X", help=f"peak learning rate, positive (default {rate}); falls as a cosine")
+    add("--seed", type=int, metavar="N", help="of weights and data, 0 or more (default 0)")
+    add("--resume", action="store_true", help="go on from the checkpoint in DIR/runs, with its settings, to the weights of an "
+        "uninterrupted run (bitwise, with as many threads)")
+    add("--out", metavar="DIR", help="where figures/ and runs/ go (default: here)")
+
+
 def make_parser():
     """The command line; a flag that isn't given is absent from the result, so that --resume can tell."""
     parser = Parser(prog="train.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
                     description=__doc__.split("\n\n")[1],
                     epilog="Example: python train.py --n-sparse 2048 --ratio 0.1 --p 0.01 --out /tmp/rug")
     add = parser.add_argument
-    add("--n-sparse", type=int, metavar="N", help="number of features, 1 or more (default 512)")
-    add("--ratio", type=float, metavar="R", help="n_dense/n_sparse, in (0, 1] (default 0.25)")
-    add("--p", type=float, metavar="P", help="probability that a feature is on, in (0, 1] (default 0.045)")
-    add("--steps", type=int, metavar="N", help="training steps, 1 or more (default 4000)")
-    add("--batch", type=int, metavar="N", help="samples a step, 1 or more (default 1024)")
-    add("--lr", type=float, metavar="X", help="peak learning rate, positive (default 60e-3/√n_sparse); falls as a cosine")
-    add("--init", metavar="NAME", help="tied: no feature starts dead (default); paper: the published start")
-    add("--seed", type=int, metavar="N", help="of weights and data, 0 or more (default 0)")
-    add("--threads", type=int, metavar="N", help="threads, 1 or more (default: one a core)")
-    add("--resume", action="store_true", help="go on from DIR/runs/checkpoint.npz, with its settings, to the weights of "
-        "an uninterrupted run (bitwise, with as many threads)")
-    jobs = parser.add_subparsers(dest="job", metavar="[JOB]", help="another job: paper (the paper's figures), bench "
-                                 "(what a step costs here). `python train.py JOB --help` explains it")
+    jobs = parser.add_subparsers(dest="job", metavar="[JOB]", help="another job: " + ", ".join((*JOBS, "theory", "bench"))
+                                 + ". `python train.py JOB --help` explains it")
     jobs.add_parser("bench", description="Measure what a training step costs here, part by part, and how it grows.")
-    paper = jobs.add_parser("paper", allow_abbrev=False, argument_default=argparse.SUPPRESS, description="Make the paper's "
-                            f"figures again: all, or one of {', '.join(FIGURES)}. What is measured is kept in "
-                            "DIR/runs/points, so a run that was interrupted goes on where it was.")
-    paper.add_argument("name", nargs="?", metavar="NAME", help="the figure (default: all)")
-    paper.add_argument("--scale", metavar="SCALE", help="quick (minutes), laptop (the default, within an hour on 2 cores) or "
-                       "full (the paper's grids; weeks on 2 cores)")
-    paper.add_argument("--shard", metavar="K/N", help="measure only every N-th model from the K-th on, and draw nothing")
-    for command in (parser, paper):
+    descent = jobs.add_parser("theory", allow_abbrev=False, argument_default=argparse.SUPPRESS, description="Train on the theory "
+                              "alone: descend on the loss computed from every feature's a, b and σ, with no sample at all; then "
+                              "measure the weights on samples.")
+    add_settings(parser, 4000, "60e-3/√n_sparse")
+    add_settings(descent, 1500, "60e-3/√n_dense")
+    add("--batch", type=int, metavar="N", help="samples a step, 1 or more (default 1024)")
+    add("--init", metavar="NAME", help="tied: no feature starts dead (default); paper: the published start")
+    add("--threads", type=int, metavar="N", help="threads, 1 or more (default: one a core)")
+    for name, what in JOBS.items():
+        command = jobs.add_parser(name, allow_abbrev=False, argument_default=argparse.SUPPRESS, description=what +
+                                  " Measured models are kept in DIR/runs/points, so a run that was interrupted goes on where it was.")
+        if name == "paper":
+            command.add_argument("name", nargs="?", metavar="NAME", help="the figure (default: all)")
+        command.add_argument("--scale", metavar="SCALE", help="quick, laptop or full (the paper's grids; weeks on 2 cores); default: "
+                             + ("laptop, within an hour" if name == "paper" else "quick, within 90 s"))
+        command.add_argument("--shard", metavar="K/N", help="measure only every N-th model from the K-th on, and draw nothing")
         command.add_argument("--out", metavar="DIR", help="where figures/ and runs/ go (default: here)")
     return parser
 
@@ -891,11 +1318,12 @@ def main(arguments=None):
     given = vars(parser.parse_args(arguments))
     job = given.pop("job", None)
     try:
-        {None: main_job, "paper": paper_job, "bench": bench_job}[job](dict(given))
+        {None: main_job, "theory": theory_job, "bench": bench_job}.get(job, partial(figures_job, job))(dict(given))
     except (ValueError, OSError, MemoryError) as mistake:
         parser.error(str(mistake))
     except KeyboardInterrupt:
-        again = "the same command" if job else f"python train.py --resume --out {given.get('out', '.')}"
+        again = f"python train.py {job + ' ' if job else ''}--resume --out {given.get('out', '.')}"
+        again = again if job in (None, "theory") else "the same command"
         print(f"\nInterrupted; what is done is kept. To go on: {again}", file=sys.stderr)
         sys.exit(130)
 
