@@ -134,38 +134,44 @@ def digons(n_sparse, c=1.0):
     return tile(rug.Autoencoder(np.array([[1], [-c]]), np.array([[1], [-1 / c]]), np.zeros(2)), n_sparse // 2)
 
 
-def priority_block(n, separation):
-    """n ≥ 2 features in two hidden units, each quieter than the one before by the factor `separation` and turned by π/n:
+def priority_block(n, separation, closed):
+    """n ≥ 2 features in two hidden units, each quieter than the one before by the factor `separation` and turned further:
 
         e_i = s_i (cos θ_i, sin θ_i),   θ_i = π i/n,   s_i = separation^((n−1)/2 − i),   i = 0 … n − 1.
 
     Decoder row i is orthogonal to e_{i−1} (d_0 to e_1), with d_i · e_i = 1. Hence W_ij is hugely negative for the louder
     j < i − 1, 0 for j = i − 1, and of the order of separation^(i−j) for the quieter j > i.
+    Closed (from n = 4 on), the features 0 … n − 2 fill the half-plane, θ_i = π i/(n−2), and the last one points the other
+    way, at −π/2: orthogonal to both e_0 and e_{n−2}, it is silenced by one feature less.
     """
-    rug.require(isinstance(separation, Real) and 1 < separation < np.inf, "separation", separation, "a finite number above 1")
-    rug.require(n * np.log10(separation) < 300, f"separation for {n} features in two hidden units", separation,
-                f"below {10**(300 / n):.4g}, as float64 ends at 1e308")
-    i = np.arange(n)
-    angle, scale = np.pi / n * i, separation**((n - 1) / 2 - i)[:, None]
-    before = np.where(i > 0, angle - np.pi / n, np.pi / n - np.pi)
-    encoder = scale * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    decoder = np.stack([-np.sin(before), np.cos(before)], axis=1) / (scale * np.sin(np.pi / n))
+    closed = closed and n > 3
+    i, turn = np.arange(n), np.pi / (n - 2 if closed else n)
+    angle, scale = turn * i, separation**((n - 1) / 2 - i)[:, None]
+    before = np.where(i > 0, angle - turn, turn - np.pi)  # d_i is this direction, turned by π/2
+    if closed:
+        angle[-1] = -np.pi / 2
+    # Rounded, for the zeros to be exact: scales differ by more than float64 has digits.
+    encoder = scale * np.stack([np.cos(angle), np.sin(angle)], axis=1).round(15)
+    decoder = np.stack([-np.sin(before), np.cos(before)], axis=1).round(15) / (scale * np.sin(angle - before)[:, None])
     return rug.Autoencoder(encoder, decoder, np.zeros(n))
 
 
-def priority_code(n_sparse, n_dense, separation=100):
+def priority_code(n_sparse, n_dense, separation=100, closed=False):
     """Features spread as evenly as they go over n_dense // 2 blocks; a hidden unit left over takes a digon.
 
     In a block, a feature that is on silences all quieter ones but the next; what is not silenced is exact. The loss is
-    theory.priority_loss as separation → ∞. Returns a float64 rug.Autoencoder. ValueError for n_dense not in
-    1 … n_sparse, for separation ≤ 1 or too large for float64, and if n_dense = 1 is to hold more than a digon.
+    theory.priority_loss as separation → ∞; `closed` blocks lose less. Returns a float64 rug.Autoencoder. ValueError for
+    n_dense not in 1 … n_sparse, a separation ≤ 1 or too large for float64, or more than a digon in n_dense = 1.
     """
     rug.require_integer("n_sparse", n_sparse, 1)
     rug.require_integer("n_dense", n_dense, 1, n_sparse)
     rug.require(n_dense > 1 or n_sparse <= 2, "n_sparse of a priority code with n_dense 1", n_sparse, "1 or 2")
-    blocks, models = n_dense // 2, []
-    if n_dense % 2:
-        models = [digons(2) if n_sparse > n_dense else rug.Autoencoder(*np.ones((2, 1, 1)), np.zeros(1))]
-        n_sparse -= models[0].n_sparse
-    return side_by_side([priority_block(len(part), separation) for part in np.array_split(np.arange(n_sparse), blocks or 1)
-                         if len(part)] + models)
+    rug.require(isinstance(separation, Real) and 1 < separation < np.inf, "separation", separation, "a finite number above 1")
+    digon = digons(2) if n_sparse > n_dense else rug.Autoencoder(*np.ones((2, 1, 1)), np.zeros(1))
+    left = [digon] * (n_dense % 2)
+    blocks, features = n_dense // 2, n_sparse - sum(model.n_sparse for model in left)
+    largest = -(-features // max(blocks, 1))
+    rug.require(largest * np.log10(separation) < 300, f"separation of {largest} features in two hidden units", separation,
+                f"below {10**(300 / max(largest, 1)):.4g}, as float64 ends at 1e308")
+    sizes = [(features + k) // blocks for k in range(blocks)]
+    return side_by_side([priority_block(size, separation, closed) for size in sizes] + left)

@@ -502,11 +502,13 @@ def test_following_given_gradients_is_the_same_adam():
 
 @pytest.mark.parametrize("n_sparse, n_dense, p", [(8, 2, 0.045), (64, 16, 0.2), (67, 16, 0.1), (100, 2, 0.003), (41, 40, 0.5), (6, 6, 0.4)])
 def test_the_priority_code_loses_what_its_closed_form_says(n_sparse, n_dense, p):
-    model = forge.priority_code(n_sparse, n_dense, 1000 if n_sparse < 100 else 100)
-    estimate = rug.evaluate(model, p, 2**23 // max(n_sparse, 64), seed=3)
-    assert estimate.loss == pytest.approx(theory.priority_loss(n_dense / n_sparse, p), rel=2e-3, abs=4 * estimate.error + 1e-12)
-    w = model.decoder @ model.encoder.T
-    assert np.diag(w) == pytest.approx(1) and np.linalg.matrix_rank(model.encoder / np.linalg.norm(model.encoder, axis=1)[:, None]) == n_dense
+    for closed in (False, True):
+        model = forge.priority_code(n_sparse, n_dense, 1000 if n_sparse < 100 else 100, closed)
+        estimate = rug.evaluate(model, p, 2**23 // max(n_sparse, 64), seed=3)
+        predicted = theory.priority_loss(n_dense / n_sparse, p, closed)
+        assert estimate.loss == pytest.approx(predicted, rel=2e-3, abs=4 * estimate.error + 1e-12)
+        assert np.einsum("ij,ij->i", model.decoder, model.encoder) == pytest.approx(1)
+        assert model.encoder.shape == (n_sparse, n_dense)
 
 
 def test_a_hidden_unit_left_over_takes_a_digon():
@@ -522,6 +524,8 @@ def test_priority_loss_is_a_sum_over_features_and_has_its_limit():
     for n, p in ((2, 0.3), (3, 0.3), (9, 1.0), (40, 0.01), (500, 1e-7)):
         lost = [1 - (1 - p)**max(i - 1, 0) for i in range(n)]
         assert theory.priority_loss(2 / n, p) == pytest.approx(p / 3 * np.mean(lost), rel=1e-6, abs=1e-18)
+        lost[-1] = 1 - (1 - p)**(n - 3) if n > 3 else lost[-1]
+        assert theory.priority_loss(2 / n, p, closed=True) == pytest.approx(p / 3 * np.mean(lost), rel=1e-6, abs=1e-18)
     assert theory.priority_loss(2 / 7.25, 0.1) == pytest.approx(  # three blocks of 7 and one of 8
         (21 * theory.priority_loss(2 / 7, 0.1) + 8 * theory.priority_loss(2 / 8, 0.1)) / 29)
     for kappa in (0.1, 1, 10):
@@ -580,7 +584,7 @@ BAD_CALLS = [
     ("digons' c", lambda: forge.digons(4, 0), "c must be"),
     ("priority code's n_sparse", lambda: forge.priority_code(3, 1), "1 or 2"),
     *((f"separation {s}", lambda s=s: forge.priority_code(8, 2, s), "separation must be") for s in (1, -2, NAN, "far", float("inf"))),
-    ("separation too large", lambda: forge.priority_code(400, 2, 1e3), "separation for 400"),
+    ("separation too large", lambda: forge.priority_code(400, 2, 1e3), "separation of 400"),
     ("envelope", lambda: theory.envelope(0.7, {"digon": (0.5, 0.1)}), "within the ratios"),
     ("copies", lambda: forge.tile(random_model(4, 2), 0), "copies must be"),
 ]

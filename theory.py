@@ -287,23 +287,28 @@ def digon_loss(p, c=1.0):
     return p**2 / 2 * (c**2 / 3 - c**3 / 6 + 1 / 3 - c / 6)
 
 
-def priority_loss(r, p):
-    """The loss of forge.priority_code at infinite separation, for even n_dense (or, in the limit, any) and r ≤ 1.
+def priority_loss(r, p, closed=False):
+    """The loss of forge.priority_code at infinite separation, for even n_dense (or, in the limit, any).
 
     In a block of n features on two hidden units, feature i = 0 … n − 1 is lost if one of its i − 1 louder features
-    0 … i − 2 is on, else exact. So the block loses (p/3) Σ_i [1 − (1−p)^max(i−1, 0)]. If 2/r is not whole, the blocks'
-    sizes are the whole numbers around it. An odd n_dense has one hidden unit left, for a digon.
+    0 … i − 2 is on, else exact: L = (p/3) mean_i [1 − (1−p)^max(i−1, 0)]. In a closed block (n > 3) the last feature has
+    n − 3 of them instead of n − 2. If 2/r is not whole, the blocks' sizes are the whole numbers around it. An odd n_dense
+    leaves a hidden unit for a digon.
     """
     _check(p, r)
 
-    def lost(n):  # Σ_{k=1}^{n−2} [1 − (1−p)^k], of which small x = p (n − 1) would leave no digits
+    def silenced(k):  # by one of k features
+        return -math.expm1(k * math.log1p(-p)) if p < 1 else float(k > 0)
+
+    def lost(n):  # Σ_{k=1}^{n−2} silenced(k), of which small x = p (n − 1) would leave no digits
         x = p * (n - 1)
-        if x > 1e-4:
-            return n - 1 + math.expm1((n - 1) * math.log1p(-p) if p < 1 else -math.inf) / p
-        return x * (n - 2) / 2 * (1 - p * (n - 3) / 3)
+        return n - 1 - silenced(n - 1) / p if x > 1e-4 else x * (n - 2) / 2 * (1 - p * (n - 3) / 3)
+
+    def block(n):
+        return lost(n - 1) + silenced(n - 3) if closed and n > 3 else lost(n)
 
     small, larger = divmod(2 / r, 1)
-    return p / 3 * r / 2 * ((1 - larger) * lost(small) + larger * lost(small + 1))
+    return p / 3 * r / 2 * ((1 - larger) * block(small) + larger * block(small + 1))
 
 
 def priority_limit(r, p):

@@ -911,15 +911,10 @@ def regular_loss(directions, p):
 def known_codes(p):
     """{name: (ratio, loss)} of all that can be mixed at this p; the first word of a name is its kind."""
     codes = {"drop": (0.0, theory.variance(p)), "identity": (1.0, 0.0), "digon": (0.5, theory.digon_loss(p, 1 / 3))}
-    codes |= {f"priority {n}": (2 / n, theory.priority_loss(2 / n, p)) for n in (*range(3, 20), 24, 32, 50, 100, 200, 1000)}
+    codes |= {f"priority {n}": (2 / n, theory.priority_loss(2 / n, p, closed=True))
+              for n in (*range(3, 50), 60, 80, 100, 150, 200, 1000)}
     codes |= {f"regular {name}": (e.shape[1] / len(e), regular_loss(e, p)) for name, e in REGULAR.items()}
     return codes | {f"rug {r:.3f}": (r, theory.optimum(r, p).loss) for r in np.geomspace(max(p, 2e-3), 0.98, 30)}
-
-
-def winner(r, codes):
-    """The loss of the best mixture at r and its kind: that of the larger part which is neither dropped nor exact."""
-    loss, names = theory.envelope(r, codes)
-    return loss, next((name.split()[0] for name in names if name not in ("drop", "identity")), "linear")
 
 
 BLOCK_SIZES = (8, 12, 16, 24, 32, 64)
@@ -935,8 +930,9 @@ def block_points(scale):
 
 def code_points(scale):
     """Models that `codes` needs: the blocks, and networks of growing size."""
-    return block_points(scale) + [Point.at("trained", n_sparse, 0.25, 0.045, scale.block_steps)
-                                  for n_sparse in (12, 32, 128, 512, 2048) if n_sparse <= max(512, scale.trained_to)]
+    return block_points(scale) + [
+        Point.at("trained", n_sparse, 0.25, 0.045, scale.block_steps // (8 if n_sparse > 2 * scale.trained_to else 1))
+        for n_sparse in (12, 32, 128, 512, 2048)]
 
 
 def draw_codes(path, scale, results):
@@ -950,42 +946,47 @@ def draw_winners(path, scale, results):
     """Loss over r at three p, and a map over (r, p) of the winner."""
     figure, grid = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     for axes, p in zip(grid.flat, CODE_PS):
-        codes, ratios = known_codes(p), np.geomspace(max(p / 4, 0.01), 0.98, 60)
-        curves = {"linear": theory.linear_loss, "theory": theory.dropping_loss, "bayes": theory.bayes_loss,
-                  "priority": theory.priority_loss}
-        names = {"linear": "optimal linear", "theory": "rug, features dropped", "bayes": "Bayes elementwise on the rug",
-                 "priority": "priority code"}
-        tangent = theory.tangent_ratio(p)
-        for kind, curve in curves.items():
-            axes.plot(ratios, [curve(r, p) / theory.variance(p) for r in ratios], color=COLOURS[kind], label=names[kind])
-        axes.plot(ratios, [theory.envelope(r, codes)[0] / theory.variance(p) for r in ratios], "k:", label="best mixture")
-        for kind, marker in (("digon", "D"), ("regular", "p")):
-            some = [code for name, code in codes.items() if name.startswith(kind)]
-            axes.plot([r for r, _ in some], [loss / theory.variance(p) for _, loss in some], marker, color=COLOURS[kind],
-                      label={"digon": "digons, c = 1/3", "regular": "triangle, tetrahedron, pentagon"}[kind])
-        blocks = [point for point in block_points(scale) if point.p == p]
-        axes.plot([point.n_dense / point.n_sparse for point in blocks],
-                  [results[point]["loss"] / theory.variance(p) for point in blocks], "o", color=COLOURS["trained"],
-                  label="trained blocks, 8 to 64 features", ms=4)
+        codes, ratios, var = known_codes(p), np.geomspace(max(p / 4, 0.01), 0.98, 60), theory.variance(p)
+        curves = {"optimal linear": (COLOURS["linear"], partial(theory.linear_loss, p=p)),
+                  "rug, features dropped": (COLOURS["theory"], partial(theory.dropping_loss, p=p)),
+                  "Bayes elementwise on the rug": (COLOURS["bayes"], partial(theory.bayes_loss, p=p)),
+                  "priority code": ("#999999", partial(theory.priority_loss, p=p)),
+                  "closed priority code": (COLOURS["priority"], partial(theory.priority_loss, p=p, closed=True)),
+                  "best mixture": ("#56b4e9", lambda r, codes=codes: theory.envelope(r, codes)[0])}
+        for name, (colour, loss) in curves.items():
+            axes.plot(ratios, [loss(r) / var for r in ratios], "--" if name == "best mixture" else "-", color=colour, label=name)
+        points = {("digon", "D", "digons, c = 1/3"): [code for name, code in codes.items() if name == "digon"],
+                  ("regular", "p", "triangle, tetrahedron, pentagon"): [code for name, code in codes.items() if "regular" in name],
+                  ("trained", ".", "trained blocks, 8 to 64 features"): [
+                      (point.n_dense / point.n_sparse, results[point]["loss"]) for point in block_points(scale) if point.p == p]}
+        for (kind, marker, name), some in points.items():
+            axes.plot([r for r, _ in some], [loss / var for _, loss in some], marker, color=COLOURS[kind], label=name)
         axes.set(xscale="log", yscale="log", ylim=(p / 20, 1.3), xlabel="ratio r", ylabel="loss / Var x", title=f"p = {p:g}")
         print_table([f"p = {p:g}, loss / Var x at r ="] + [f"{r:g}" for r in SHOWN_RATIOS], [
-            [name] + [f"{loss(r) / theory.variance(p):.4f}" for r in SHOWN_RATIOS] for name, loss in
-            [*((names[kind], partial(curve, p=p)) for kind, curve in curves.items()), ("best mixture", lambda r: theory.envelope(r, codes)[0])]]
-            + [["of"] + [" + ".join(theory.envelope(r, codes)[1]) for r in SHOWN_RATIOS]])
+            [name] + [f"{loss(r) / var:.4f}" for r in SHOWN_RATIOS] for name, (_, loss) in curves.items()]
+            + [["  which mixes"] + [", ".join(dict.fromkeys(theory.envelope(r, codes)[1])) for r in SHOWN_RATIOS]])
     grid[0, 0].legend(frameon=False, fontsize=8)
+    draw_map(grid[1, 1])
+    save_figure(figure, path)
+
+
+def draw_map(axes):
+    """A map over (r, p) of the best mixture's larger part, with lines of the rug's loss over the mixture's."""
     kinds = ("linear", "rug", "regular", "digon", "priority")
     ps, ratios = np.geomspace(1e-3, 0.9, 16), np.geomspace(0.01, 0.98, 50)
     winners, gains = np.empty((2, len(ratios), len(ps)))
     for (k, r), (m, codes) in itertools.product(enumerate(ratios), enumerate(map(known_codes, ps))):
-        loss, kind = winner(r, codes)
+        loss, names = theory.envelope(r, codes)
+        kind = next((name.split()[0] for name in names if name not in ("drop", "identity")), "linear")
         winners[k, m], gains[k, m] = kinds.index(kind), theory.dropping_loss(r, ps[m]) / loss
-    grid[1, 1].clabel(grid[1, 1].contour(ps, ratios, gains, (1.1, 1.5, 2, 3, 4), colors="white", linewidths=1))
-    grid[1, 1].pcolormesh(ps, ratios, winners, cmap=ListedColormap([COLOURS[kind] for kind in kinds]), vmin=-0.5, vmax=4.5)
-    for kind in kinds:
-        grid[1, 1].plot([], [], "s", color=COLOURS[kind], label=kind)
-    grid[1, 1].set(xscale="log", yscale="log", xlabel="p", ylabel="ratio r", title="the larger part of the best mixture; lines: rug / mixture")
-    grid[1, 1].legend(fontsize=8, loc="lower left")
-    save_figure(figure, path)
+    axes.pcolormesh(ps, ratios, winners, cmap=ListedColormap([COLOURS[kind] for kind in kinds]), vmin=-0.5, vmax=4.5)
+    axes.clabel(axes.contour(ps, ratios, gains, (1.1, 1.5, 2, 3, 4), colors="white", linewidths=1))
+    for k, kind in enumerate(kinds):
+        if k in winners:
+            axes.plot([], [], "s", color=COLOURS[kind], label=kind)
+    axes.set(xscale="log", yscale="log", xlabel="p", ylabel="ratio r", title="larger part of the best mixture; lines: rug / mixture")
+    axes.legend(fontsize=8, loc="lower left")
+    print(f"rug over best mixture: at most {gains.max():.2f} for r ≥ {ratios[0]:g}, p ≥ {ps[0]:g}")
 
 
 SHOWN_RATIOS = (0.02, 0.05, 0.1, 0.2, 0.25, 0.4, 0.5, 0.7, 0.9)
@@ -1010,7 +1011,7 @@ def draw_blocks(path, results):
             r = point.n_dense / point.n_sparse
             print(f"best of five trained blocks, {point.n_sparse} in {point.n_dense}, p {point.p:g}: loss {result['loss']:.5f} ± "
                   f"{result['error']:.5f}, rug (with dropping) {theory.dropping_loss(r, point.p):.5f}, priority code "
-                  f"{theory.priority_loss(r, point.p):.5f}")
+                  f"{theory.priority_loss(r, point.p):.5f}, closed {theory.priority_loss(r, point.p, closed=True):.5f}")
 
 
 class NoisyHidden:
@@ -1058,12 +1059,13 @@ def draw_costs(path, scale, results):
         colour = COLOURS["rug"] if name == "rug" else plt.get_cmap("Greys")(0.3 + 0.12 * k)
         noise.plot(levels, losses[1:], color=colour, label=name if name == "rug" else f"code, separation {name}")
         forged = losses if name == "rug" else forged
-        crossing = next((f"{level:.2g}" for level, mine, its in zip(levels, losses[1:], forged[1:]) if mine > its), "none")
-        print(f"{name}: loss without noise {losses[0]:.5f}, at noise of 0.1 {losses[-3]:.3g}; the rug is better from a noise of "
-              f"{crossing} on")
-    noise.set(xscale="log", yscale="log", ylim=(1e-3, 0.1), xlabel="noise in the hidden units / their root mean square", ylabel="loss per feature",
-              title="robustness")
-    separations = np.geomspace(1.2, 1000, 40)
+        better = [level for level, mine, its in zip((0, *levels), losses, forged) if mine < its]
+        print(f"{'rug' if name == 'rug' else f'code, separation {name}'}: loss without noise {losses[0]:.5f}, with noise of 0.1 "
+              f"{losses[-3]:.3g}" + ("" if name == "rug" else f"; better than the rug up to a noise of {better[-1]:.2g}"
+                                     if better else "; never better than the rug"))
+    noise.set(xscale="log", ylabel="loss per feature", xlabel="noise in the hidden units / their root mean square",
+              title="256 features, noise in the hidden units")
+    separations = np.geomspace(1.2, 1000, 60)
     blocks = [forge.priority_code(8, 2, s) for s in separations]
     losses = [theory.exact_loss(block, p) for block in blocks]
     cost = [np.linalg.norm(block.decoder @ block.encoder.T, "nuc") / 8 for block in blocks]
@@ -1072,9 +1074,12 @@ def draw_costs(path, scale, results):
     k = next(k for k, loss in enumerate(losses) if loss < theory.optimum(r, p).loss)
     print(f"the code is better than the rug from separation {separations[k]:.2g} on; nuclear norm of W there {cost[k]:.3g} a feature, "
           f"the rug's {theory.optimum(r, p).a:.3g}")
-    norms.set(xscale="log", xlabel="nuclear norm of W over n_sparse", title="separations 1.2 to 1000")
-    for axes in (steps, rates, noise, norms):
-        for level, kind in ((theory.optimum(r, p).loss, "theory"), (theory.priority_loss(r, p), "priority")):
+    norms.set(xscale="log", yscale="log", ylim=(1e-3, 0.1), xlabel="nuclear norm of W / n_sparse", title="separations 1.2 to 1000")
+    norms.legend(frameon=False, fontsize=8)
+    for level, kind, name in ((theory.optimum(r, p).loss, "theory", "symmetric theory"),
+                              (theory.priority_loss(r, p), "priority", "priority code, separation ∞")):
+        label_line(steps, 50, level, name, COLOURS[kind], offset=(0, -11))
+        for axes in (steps, rates, noise, norms):
             axes.axhline(level, color=COLOURS[kind], lw=1, ls="--")
     steps.legend(frameon=False, fontsize=8)
     noise.legend(frameon=False, fontsize=8)
