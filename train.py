@@ -426,7 +426,8 @@ def theory_job(given):
     print_numbers({"reached": numbers, "symmetric optimum": theory.Statistics(
         (best.a, 0), (best.b, 0), (best.b, 0), (best.sigma, 0), (0, 0), (0, 0))})
     diagonal = theory.feature_statistics(model, p).a
-    print(f"{np.mean(diagonal > threshold(p)):.1%} of the features kept (theory: {kept:.1%}); {spent:.1f} s of training here.")
+    print(f"{np.mean(diagonal > threshold(p)):.1%} of the features kept (theory: {kept:.1%}), {rug.dead_features(model, p).sum()} dead; "
+          f"{spent:.1f} s of training in all.")
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     left.plot(trainer.losses, color=COLOURS["trained"], label="descending on the theory")
     left.axhline(best.loss, color=COLOURS["theory"], lw=1, label="symmetric optimum")
@@ -881,9 +882,11 @@ def draw_phases(path, scale, results):
         points = [phase_point(scale, kind, multiple, p) for kind in names]
         r = points[0].n_dense / points[0].n_sparse
         lines.append([f"{p:g}", f"{r:.4f}", f"{r / theory.tangent_ratio(p):.2f}", f"{1 - theory.kept_fraction(r, p):.2f}"] + [
-            cell for point in points for cell in (f"{np.mean(results[point]['a'] <= threshold(p)):.2f}",
-                                                  f"{results[point]['loss'] / theory.dropping_loss(r, p):.3f}")])
-    print_table(["p", "r", "r / r*", "dropped: predicted", "on samples", "loss / theory's", "on the theory", "loss / theory's"], lines)
+            cell for point in points for cell in (
+                f"{np.mean(results[point]['a'] <= threshold(p)):.2f}",
+                f"{results[point]['loss'] / theory.dropping_loss(r, p):.3f} ± {results[point]['error'] / theory.dropping_loss(r, p):.3f}")])
+    print_table(["p", "r", "r / r*", "dropped: predicted", "trained on samples", "loss / predicted", "trained on theory",
+                 "loss / predicted"], lines)
 
 
 def turned(angles):
@@ -1048,20 +1051,22 @@ def draw_costs(path, scale, results):
             mine[:] = its
         for step in range(scale.size_steps):
             trainer.step(learning_rate(step, scale.size_steps, factor * peak_rate(64)))
-        after.append(rug.evaluate(trainer.model, p, 2**15, seed=1).loss)
-        print(f"{scale.size_steps} steps from the code (separation 10, n_sparse 64) at {factor:g} of the usual rate: {after[-1]:.5f}")
+        loss, error = rug.evaluate(trainer.model, p, 2**15, seed=1)
+        after.append(loss)
+        print(f"{scale.size_steps} steps from the code (separation 10, n_sparse 64) at {factor:g} of the usual rate: {loss:.5f} ± "
+              f"{error:.5f}")
     rates.plot(factors, after, "o-", color=COLOURS["trained"])
     rates.set(xscale="log", xlabel="rate over the usual one", title=f"{scale.size_steps} steps of training from the code, separation 10")
-    levels = np.geomspace(1e-12, 1, 25)
+    levels = 10.0**np.arange(-12, 1)
     models = {"rug": rug_at(256, r, p, 0).autoencoder()} | {s: forge.priority_code(256, 64, s) for s in (2, 3, 5, 10, 30, 100)}
     for k, (name, model) in enumerate(models.items()):
-        losses = [rug.evaluate(NoisyHidden(model, level, p), p, 2**12, seed=1).loss for level in (0, *levels)]
+        losses, errors = np.transpose([rug.evaluate(NoisyHidden(model, level, p), p, 2**12, seed=1) for level in (0, *levels)])
         colour = COLOURS["rug"] if name == "rug" else plt.get_cmap("Greys")(0.3 + 0.12 * k)
         noise.plot(levels, losses[1:], color=colour, label=name if name == "rug" else f"code, separation {name}")
         forged = losses if name == "rug" else forged
         better = [level for level, mine, its in zip((0, *levels), losses, forged) if mine < its]
-        print(f"{'rug' if name == 'rug' else f'code, separation {name}'}: loss without noise {losses[0]:.5f}, with noise of 0.1 "
-              f"{losses[-3]:.3g}" + ("" if name == "rug" else f"; better than the rug up to a noise of {better[-1]:.2g}"
+        print(f"{'rug' if name == 'rug' else f'code, separation {name}'}: loss without noise {losses[0]:.5f} ± "
+              f"{errors[0]:.5f}, with noise of 0.1 {losses[-2]:.3g} ± {errors[-2]:.1g}" + ("" if name == "rug" else f"; better than the rug up to a noise of {better[-1]:.2g}"
                                      if better else "; never better than the rug"))
     noise.set(xscale="log", ylabel="loss per feature", xlabel="noise in the hidden units / their root mean square",
               title="256 features, noise in the hidden units")
