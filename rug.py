@@ -21,17 +21,32 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VEC
     os.environ.setdefault(_name, "1")
 
 import math
+import platform
+import subprocess
+import sys
 import uuid
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import NamedTuple
 
+import numba
 import numpy as np
-from numba import njit
 
-# Compiled once and kept on disk; without the GIL, so that threads run at once; x/0 is infinity, as in NumPy (Python's
-# exception would keep loops from being vectorised); sums may be reordered, but NaN and infinity keep their meaning.
-kernel = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+
+def kernel(function):
+    """Compile a hot loop once, and keep it on disk if there is a place for that.
+
+    Without the GIL, so that threads run at once; x/0 is infinity, as in NumPy (Python's exception would keep loops from
+    being vectorised); sums may be reordered, but NaN and infinity keep their meaning.
+    """
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the checkout nor the home folder can be written to
+        return numba.njit(**options)(function)
 
 
 def require(condition, name, value, allowed):
@@ -186,9 +201,9 @@ class Autoencoder:
         gradients = Gradients(np.asarray(x).T @ d_hidden, d_pre.T @ hidden, d_pre.sum(axis=0))
         return float(np.mean(error**2, dtype=np.float64)), gradients
 
-    def save(self, path):
-        """Write the weights to `path` (.npz), atomically."""
-        save_npz(path, "autoencoder", encoder=self.encoder, decoder=self.decoder, bias=self.bias)
+    def save(self, path, **notes):
+        """Write the weights to `path` (.npz), atomically; notes: numbers or strings that say how they came about."""
+        save_npz(path, "autoencoder", notes, encoder=self.encoder, decoder=self.decoder, bias=self.bias)
 
     @staticmethod
     def load(path):
@@ -505,8 +520,7 @@ class Trainer:
         """
         arrays = {f"{kind}_{name}": getattr(getattr(self, kind), name) for kind, name in self.STATE}
         settings = {name: getattr(self, name) for name in self.SETTINGS}
-        save_npz(path, "trainer", losses=np.array(self.losses), **arrays, **settings,
-                 **{"note_" + name: value for name, value in notes.items()})
+        save_npz(path, "trainer", notes | {"threads": self.threads}, losses=np.array(self.losses), **arrays, **settings)
 
     @staticmethod
     def load(path, threads=None):
@@ -514,55 +528,97 @@ class Trainer:
 
         ValueError or OSError if the file is missing, damaged or not a trainer's.
         """
-        data = load_npz(path, "trainer", Trainer.SETTINGS + ("losses",))
-        require(all(data[name].ndim == 0 for name in data if name in Trainer.SETTINGS or name.startswith("note_")),
-                f"{path}: settings", "arrays", "single values")
-        trainer = Trainer(**{name: data[name].item() for name in Trainer.SETTINGS}, threads=threads)
-        for kind, name in Trainer.STATE:
-            array, stored = getattr(getattr(trainer, kind), name), data.get(f"{kind}_{name}", np.empty(0))
-            require(stored.shape == array.shape and stored.dtype == array.dtype and np.isfinite(stored).all(),
-                    f"{path}: {kind}_{name}", (stored.dtype.name, stored.shape), f"finite float32 {array.shape}")
-            array[:] = stored
+        data = load_npz(path, "trainer", Trainer.SETTINGS + ("losses",) + tuple(f"{kind}_{name}" for kind, name in Trainer.STATE))
+        settings = {name: data[name].item() for name in Trainer.SETTINGS if data[name].ndim == 0}
+        require(len(settings) == len(Trainer.SETTINGS), f"{path}: settings", "arrays", "single values")
+        shape = settings["n_sparse"], settings["n_dense"]
+        for kind, name in Trainer.STATE:  # before anything is made of the settings' size
+            stored, expected = data[f"{kind}_{name}"], shape[:1] if name == "bias" else shape
+            require(stored.shape == expected and stored.dtype == np.float32 and np.isfinite(stored).all(),
+                    f"{path}: {kind}_{name}", (stored.dtype.name, stored.shape), f"finite float32 {expected}")
         losses = data["losses"]
         require(losses.ndim == 1 and losses.dtype == np.float64 and np.isfinite(losses).all(), f"{path}: losses",
                 (losses.dtype.name, losses.shape), "finite float64 (steps,)")
+        trainer = Trainer(**settings, threads=threads)
+        for kind, name in Trainer.STATE:
+            getattr(getattr(trainer, kind), name)[:] = data[f"{kind}_{name}"]
         trainer.losses = losses.tolist()
-        trainer.notes = {name[5:]: data[name].item() for name in data if name.startswith("note_")}
+        trainer.notes = {name[5:]: data[name].item() for name in data if name.startswith("note_") and data[name].ndim == 0}
         return trainer
 
 
 # --------------------------------------------------------------------------------------------- 6. the files
 
 
-def save_npz(path, kind, **arrays):
-    """Write arrays as .npz under exactly `path`: a crash leaves the old file or the new one, never half of one."""
+@lru_cache
+def provenance():
+    """What a result depends on beside its settings: command, version of this code, Python, packages, machine."""
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=os.path.dirname(os.path.abspath(__file__)),
+                             capture_output=True, text=True, timeout=10)
+        revision = git.stdout.strip() or "unknown"
+    except (OSError, subprocess.SubprocessError):
+        revision = "unknown"
+    return {"command": " ".join(sys.argv), "revision": revision, "python": platform.python_version(), "numpy": np.__version__,
+            "numba": numba.__version__, "platform": platform.platform(), "cores": cores()}
+
+
+@contextmanager
+def replacing(path):
+    """A binary file to write. Only when all of it is on the disk does it take the place of `path`: a crash, a full disk or
+    an exception leaves what was there. Raises OSError with the path in it."""
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"  # nobody else's, even on a disk shared by several machines
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, kind=kind, **arrays)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as mistake:
+        raise OSError(f"{path} could not be written: {mistake.strerror or mistake}; what was there before is untouched") from None
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
 
 
-def load_npz(path, kind, names):
+def save_npz(path, kind, notes, **arrays):
+    """Write arrays as .npz under exactly `path`, with the caller's `notes` (numbers or strings) and the provenance."""
+    notes = {"note_" + name: value for name, value in (provenance() | notes).items()}
+    with replacing(path) as file:
+        np.savez(file, kind=kind, **arrays, **notes)
+
+
+def load_npz(path, kind, names=()):
     """The arrays that `save_npz` wrote to `path`, by name. Never unpickles, so a file can't run code.
 
-    Raises OSError if there is no such file, ValueError if it is damaged, of another kind or lacks one of `names`.
+    Raises OSError if there is no such file; ValueError if it is damaged, claims to hold more than it does (so that no
+    memory is asked for before the claim is checked), is of another kind (None: any) or lacks one of `names`.
     """
+    require(os.path.isfile(path) or not os.path.exists(path), "path", str(path), "a file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            require(file.zip.testzip() is None, "checksums of", path, "right")  # NumPy may stop short of them
-            data = {name: file[name] for name in file.files}
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            require(all(member.compress_type == zipfile.ZIP_STORED for member in members)
+                    and sum(member.file_size for member in members) <= os.path.getsize(path), "contents", "larger or compressed",
+                    "stored as they are")
+            data = {member.filename.removesuffix(".npy"): read_array(archive, member) for member in members}
     except OSError:
         raise
     except Exception as mistake:  # zipfile and NumPy have many ways to say that bytes are wrong
         raise ValueError(f"{path} is damaged or not an .npz file: {mistake}") from None
     found = str(data.get("kind", "unknown"))
-    require(found == kind, f"{path}: kind of file", found, kind)
+    require(kind in (None, found), f"{path}: kind of file", found, kind)
     missing = [name for name in names if name not in data]
     require(not missing, f"{path}: missing arrays", missing, "none")
     return data
+
+
+def read_array(archive, member):
+    """The array in a member of a ZipFile, if its header, its length and its checksum are right; ValueError otherwise."""
+    with archive.open(member) as stream:
+        require(np.lib.format.read_magic(stream) == (1, 0), member.filename, "another version", "NumPy's format 1.0")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        content = stream.read()  # as long as the file at most; checks the sum at its end
+    require(not dtype.hasobject and not fortran and dtype.itemsize * math.prod(shape) == len(content), member.filename,
+            (str(dtype), shape, len(content)), "an array of numbers or strings as long as its content")
+    return np.frombuffer(content, dtype).reshape(shape).copy()

@@ -451,7 +451,7 @@ Slopes = namedtuple("Slopes", ("encoder", "decoder", "bias"))  # of the shapes o
 FREQUENCIES = 2048  # points of the grid on which the characteristic function is inverted
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _exact_feature_loss(a, b, w, p):
     """The loss of a feature with diagonal a, bias b and the other weights w; see `exact_losses`."""
     top = math.inf

@@ -7,18 +7,24 @@ the terminal, pictures to figures/, the model and a checkpoint to runs/.
 
 `python train.py --help` explains the settings and names the other jobs.
 """
-import rug  # first, as it holds BLAS to one thread before NumPy is imported
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while the libraries load: nothing is lost, and no traceback is due
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\nInterrupted.\n"), os._exit(130)))
+
+import rug  # before NumPy is imported, as it holds BLAS to one thread
 import argparse
+import glob
 import itertools
 import math
 import multiprocessing
-import os
 import platform
-import signal
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 from unittest import mock
@@ -109,19 +115,30 @@ class Progress:
         print(f"\r\x1b[2K{line}" if self.terminal else line, end=end, flush=True)
 
 
+def check_loss(trainer, steps, peak):
+    """ValueError if training has diverged: a loss that is not finite or far above its start, or, from half of the steps on,
+    one above Var x, what answering p/2 for every feature would lose, by more than four standard errors."""
+    losses, done, least = trainer.losses, len(trainer.losses), theory.variance(trainer.p)
+    rug.require(losses[-1] < 100 * losses[0] + 1, f"loss at step {done} with --lr {peak:g}", losses[-1],
+                "finite and not far above its start; try a smaller --lr")
+    if done >= 200 and 2 * done >= steps and done % 50 == 0:
+        mean, error = np.mean(losses[-100:]), np.std(losses[-100:]) / 10
+        rug.require(mean - 4 * error <= least, f"loss at step {done} with --lr {peak:g}", float(mean),
+                    f"at most {least:.6g}, what answering p/2 for every feature loses; try a smaller --lr")
+
+
 def train(trainer, steps, peak, checkpoint, predicted, step=rug.Trainer.step):
     """The training loop: until `trainer` has done `steps` steps, with a checkpoint every few seconds and at the end.
 
-    step(trainer, rate) is Trainer.step or `descend`. Ctrl-C lets the running step end, saves, and then raises KeyboardInterrupt.
+    step(trainer, rate) is Trainer.step or `descend`. Raises ValueError if the run diverges. Ctrl-C lets the running step end, saves, and then raises KeyboardInterrupt.
     """
     stop = []
     usual = signal.signal(signal.SIGINT, lambda *_: stop.append(True))
     try:
         progress, saved = Progress(steps), time.monotonic()
         while len(trainer.losses) < steps and not stop:
-            loss = step(trainer, learning_rate(len(trainer.losses), steps, peak))
-            rug.require(loss < 100 * trainer.losses[0] + 1, f"loss at step {len(trainer.losses)} with --lr {peak:g}", loss,
-                        "finite and not far above its start; try a smaller --lr")
+            step(trainer, learning_rate(len(trainer.losses), steps, peak))
+            check_loss(trainer, steps, peak)
             if time.monotonic() - saved > SAVE_EVERY:
                 trainer.save(checkpoint, steps=steps, lr=peak)
                 saved = time.monotonic()
@@ -235,7 +252,8 @@ def conclusions(rows, skewness, p):
 
 def save_figure(figure, path):
     """Write a picture on white ground, which reads well on a light page and on a dark one."""
-    figure.savefig(path, dpi=110, facecolor="white", bbox_inches="tight")
+    with rug.replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110, facecolor="white", bbox_inches="tight")
     plt.close(figure)
     print(f"→ {path}")
 
@@ -300,7 +318,8 @@ def draw_rug(path, r, p, seed):
     """The rug itself, 256 features, four pixels a weight."""
     forged, i = rug_at(256, r, p, seed), np.arange(4 * 256) // 4
     largest = 0.75 * np.abs(forged.kernel[1:]).max()  # what is larger, the diagonal above all, takes the last colour
-    plt.imsave(path, forged.kernel[i[:, None] ^ i], cmap=RUG_COLOURS, vmin=-largest, vmax=largest)
+    with rug.replacing(path) as file:
+        plt.imsave(file, forged.kernel[i[:, None] ^ i], format="png", cmap=RUG_COLOURS, vmin=-largest, vmax=largest)
 
 
 def draw_ratio(path, rows, p):
@@ -353,10 +372,15 @@ def start_trainer(given, checkpoint, default_rate):
 
 
 def writable(out, name):
-    """The path of the folder `name` in `out`, made if need be. OSError or ValueError if nothing can be written there."""
+    """The path of the folder `name` in `out`, made if need be, and without what killed runs left half-written an hour ago.
+
+    OSError or ValueError if nothing can be written there."""
     folder = os.path.join(out, name)
     os.makedirs(folder, exist_ok=True)
     rug.require(os.access(folder, os.W_OK), "folder", folder, "writable")
+    for entry in os.scandir(folder):
+        if entry.name.endswith(".tmp") and time.time() - entry.stat().st_mtime > 3600:
+            os.remove(entry)
     return folder
 
 
@@ -373,7 +397,8 @@ def main_job(given):
           "loops, which takes some seconds when it is done for the first time.")
     train(trainer, steps, peak, checkpoint, predicted.loss)
     model = trainer.model
-    model.save(os.path.join(runs, "model.npz"))
+    model.save(os.path.join(runs, "model.npz"), p=p, steps=steps, lr=peak, batch=trainer.batch, init=trainer.init, seed=seed,
+               threads=trainer.threads)
     print("Measuring all models on fresh samples …\n", flush=True)
     numbers = theory.macroscopics(model, p)
     rows, forged = compare(model, numbers, p, seed)
@@ -408,7 +433,7 @@ def theory_job(given):
     began = time.monotonic()
     train(trainer, steps, peak, checkpoint, best.loss, descend)
     spent, model = time.monotonic() - began, trainer.model
-    model.save(os.path.join(runs, "theory-model.npz"))
+    model.save(os.path.join(runs, "theory-model.npz"), p=p, steps=steps, lr=peak, seed=trainer.seed, trained_on="theory")
     numbers = theory.macroscopics(model, p)
     sampled = rug.evaluate(model, p, max(256, 2**25 // n_sparse), trainer.seed)
     lines = [["symmetric optimum", f"{best.loss:.6g}", "", "1"]]
@@ -494,27 +519,51 @@ class Point(NamedTuple):
                 and result["loss"] > theory.dropping_loss(self.n_dense / self.n_sparse, self.p))
 
 
-def make_model(point, threads=None, report=lambda step: None):
-    """The model of a Point and the losses on the way to it: forged, or trained with the default schedule."""
+def start_point(point, seed, threads, part):
+    """The Trainer of a Point: new, or as far as it was when it was last kept in the file `part`."""
+    settings = dict(zip(rug.Trainer.SETTINGS, (*point[1:4], 1 if point.kind == "theory" else 1024, seed,
+                                               "paper" if point.kind == "published" else "tied")))
+    if os.path.exists(part):
+        try:
+            trainer = rug.Trainer.load(part, threads)
+            found = {name: getattr(trainer, name) for name in settings}
+            rug.require(found == settings and len(trainer.losses) <= point.steps, f"{part}: settings", found, settings)
+            return trainer
+        except (ValueError, OSError) as damage:
+            print(f"Starting anew: {damage}", flush=True)
+    return rug.Trainer(**settings, threads=threads)
+
+
+def make_model(point, threads=None, report=lambda step: None, file=""):
+    """The model of a Point and the losses on the way to it: forged, or trained with the default schedule.
+
+    file: of the result; what is done of a long training is kept beside it, and gone on from.
+    """
     if point.kind in FORGED:
         return FORGED[point.kind](*point[1:4]), []
-    on_theory = point.kind == "theory"
-    step, peak = (descend, descent_rate(point.n_dense)) if on_theory else (rug.Trainer.step, peak_rate(point.n_sparse))
-    found = []
-    for seed in range(5 if point.kind == "block" else 1):
-        trainer = rug.Trainer(*point[1:4], batch=1 if on_theory else 1024, seed=seed,
-                              init="paper" if point.kind == "published" else "tied", threads=threads)
-        for k in range(point.steps):
-            step(trainer, learning_rate(k, point.steps, peak))
-            report(k)
+    step, peak = ((descend, descent_rate(point.n_dense)) if point.kind == "theory" else
+                  (rug.Trainer.step, peak_rate(point.n_sparse)))
+    found, saved, seeds = [], time.monotonic(), 5 if point.kind == "block" else 1
+    for seed in range(seeds):
+        part = f"{file}.{seed}.part" if file else ""
+        trainer = start_point(point, seed, threads, part)
+        while len(trainer.losses) < point.steps:
+            step(trainer, learning_rate(len(trainer.losses), point.steps, peak))
+            report(len(trainer.losses))
+            if part and (time.monotonic() - saved > SAVE_EVERY or seeds > 1 and len(trainer.losses) == point.steps):
+                trainer.save(part)
+                saved = time.monotonic()
         found.append((np.mean(trainer.losses[-100:]), seed, trainer))
-    return min(found)[2].model, min(found)[2].losses
+    best = min(found)[2]
+    return best.model, best.losses
 
 
 def measure_point(point, folder, threads=1, report=lambda step: None):
     """Make the model of a Point, measure it, and keep what the pictures need."""
-    model, losses = make_model(point, threads, report)
+    file = point.file(folder)
+    model, losses = make_model(point, threads, report, file)
     loss, error = rug.evaluate(model, point.p, max(8, 2**23 // point.n_sparse), seed=1)
+    rug.require(math.isfinite(loss), f"loss of the model {point.name()}", loss, "finite")
     result = {"loss": loss, "error": error, "theory": theory.optimum(point.n_dense / point.n_sparse, point.p).loss}
     if point.steps:
         w = model.decoder[:32] @ model.encoder.T
@@ -522,7 +571,10 @@ def measure_point(point, folder, threads=1, report=lambda step: None):
         x = rug.sample(max(64, min(8192, 2**24 // point.n_sparse)), point.n_sparse, point.p, seed=2).dense()
         result.update(theory.feature_statistics(model, point.p)._asdict(), dead=rug.dead_features(model, point.p), losses=losses,
                       distance=theory.distance_from_gaussian(x @ w.T), **weight_summary(model))
-    rug.save_npz(point.file(folder), "point", point=np.array(list(map(str, point))), **result)
+    rug.save_npz(file, "point", {"seeds": "training 0 (a block: 0 … 4), evaluation 1, interference 2", "threads": threads or rug.cores()},
+                 point=np.array(list(map(str, point))), **result)
+    for part in glob.glob(glob.escape(file) + ".*.part"):
+        os.remove(part)
 
 
 def read_point(point, folder):
@@ -546,6 +598,19 @@ def leave_with_parent():
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
+@contextmanager
+def without_interrupts():
+    """Ctrl-C waits till the end; a process that is started in here never sees it."""
+    masked = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if masked:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        if masked:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def run_sweep(points, folder):
     """Measure the points that have no result yet: small models one a process, then large ones with all threads."""
     missing = sorted((point for point in points if read_point(point, folder) is None), key=Point.cost, reverse=True)
@@ -559,7 +624,8 @@ def run_sweep(points, folder):
     progress.show(0, "starting")
     workers = ProcessPoolExecutor(rug.cores(), multiprocessing.get_context("spawn"), leave_with_parent)
     try:
-        futures = {workers.submit(measure_point, point, folder): point for point in missing if point not in large}
+        with without_interrupts():  # workers that are being started would answer with tracebacks
+            futures = {workers.submit(measure_point, point, folder): point for point in missing if point not in large}
         for future in as_completed(futures):
             future.result()
             done += futures[future].cost()
@@ -617,7 +683,8 @@ def paper_rug(path, scale, results):
         corner = "" if size == n_sparse else f", corner of {size}"
         axes.set_title(f"n_sparse {n_sparse}, n_dense {n_dense}{corner}", fontsize=8, pad=4)
         axes.set_axis_off()
-    figure.savefig(path, facecolor="white", pil_kwargs={"optimize": True})
+    with rug.replacing(path) as file:
+        figure.savefig(file, format="png", facecolor="white", pil_kwargs={"optimize": True})
     plt.close(figure)
     print(f"→ {path}")
     print(f"n_sparse 512, n_dense 64: {512**2} weights, {len(np.unique(forged.kernel))} different values, all from the "
@@ -1265,6 +1332,22 @@ def bench_job(given):
     print(f"700 steps from scratch at (512, 0.25, 0.045): evaluated loss {loss:.5f} ± {error:.5f} after {spent:.1f} s.")
 
 
+# ----------------------------------------------------------------------------------------- what a file holds
+
+
+def show_job(given):
+    """Print what a file of ours holds and how it came about."""
+    data = rug.load_npz(given["file"], None)
+    rug.require("kind" in data, f"{given['file']}: kind of file", "unknown", "one that train.py has written")
+    print(f"{given['file']}: {data.pop('kind')}\n")
+    single = {name.removeprefix("note_"): value.item() for name, value in data.items() if value.ndim == 0}
+    print_table(["", "value"], [[name, f"{value}"] for name, value in single.items()])
+    print_table(["array", "type", "shape", "least", "mean", "largest"], [
+        [name, value.dtype.name, str(value.shape)] + ([f"{x:.4g}" for x in (value.min(), value.mean(), value.max())]
+        if value.size and value.dtype.kind in "fiub" else ["", " ".join(map(str, value)) if value.dtype.kind == "U" else "", ""])
+        for name, value in data.items() if value.ndim])
+
+
 # ------------------------------------------------------------------------------------------ the command line
 
 
@@ -1297,9 +1380,12 @@ def make_parser():
                     description=__doc__.split("\n\n")[1],
                     epilog="Example: python train.py --n-sparse 2048 --ratio 0.1 --p 0.01 --out /tmp/rug")
     add = parser.add_argument
-    jobs = parser.add_subparsers(dest="job", metavar="[JOB]", help="another job: " + ", ".join((*JOBS, "theory", "bench"))
+    jobs = parser.add_subparsers(dest="job", metavar="[JOB]", help="another job: " + ", ".join((*JOBS, "theory", "bench", "show"))
                                  + ". `python train.py JOB --help` explains it")
     jobs.add_parser("bench", description="Measure what a training step costs here, part by part, and how it grows.")
+    show = jobs.add_parser("show", description="Print what a model, checkpoint or measured point holds and how it was made: command, "
+                           "version, seeds, threads.")
+    show.add_argument("file", metavar="FILE", help="an .npz file from a runs folder")
     descent = jobs.add_parser("theory", allow_abbrev=False, argument_default=argparse.SUPPRESS, description="Train on the theory "
                               "alone: descend on the loss computed from every feature's a, b and σ, with no sample at all; then "
                               "measure the weights on samples.")
@@ -1327,10 +1413,15 @@ def main(arguments=None):
     parser = make_parser()
     given = vars(parser.parse_args(arguments))
     job = given.pop("job", None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        {None: main_job, "theory": theory_job, "bench": bench_job}.get(job, partial(figures_job, job))(dict(given))
-    except (ValueError, OSError, MemoryError) as mistake:
-        parser.error(str(mistake))
+        {None: main_job, "theory": theory_job, "bench": bench_job, "show": show_job}.get(job, partial(figures_job, job))(dict(given))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more at its end
+        parser.error("nobody reads the output any more; what is done is kept")
+    except (ValueError, OSError, MemoryError, BrokenExecutor) as mistake:
+        parser.error(str(mistake) or "out of memory")
     except KeyboardInterrupt:
         again = f"python train.py {job + ' ' if job else ''}--resume --out {given.get('out', '.')}"
         again = again if job in (None, "theory") else "the same command"
