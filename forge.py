@@ -26,6 +26,7 @@ def walsh_hadamard(x):
     O(n log n) for n = x.shape[-1], which must be a power of two (ValueError). H is symmetric and H H = n.
     """
     x = np.asarray(x)
+    rug.require(x.dtype.kind in "fiu", "x", x.dtype.name, "real numbers")
     n = x.shape[-1] if x.ndim else 0
     rug.require(n and n & (n - 1) == 0, "length of the transform", n, "a power of two")
     x = x.copy()
@@ -53,6 +54,7 @@ class PersianRug:
     def forward(self, x):
         """f(x) for x (batch, n_sparse) by two fast transforms and a mask, O(n_sparse log n_sparse) a sample."""
         x = np.asarray(x)
+        rug.require(x.dtype.kind == "f", "x", x.dtype.name, "floating-point numbers")
         rug.require(x.ndim == 2 and x.shape[1] == self.n_sparse, "x's shape", x.shape, f"(batch, {self.n_sparse})")
         hidden = np.zeros_like(x)
         hidden[:, self.rows] = walsh_hadamard(x)[:, self.rows] * x.dtype.type(self.a / self.n_dense)
@@ -104,7 +106,9 @@ def random_projector(n_sparse, n_dense, p, seed):
 
 
 def side_by_side(models):
-    """One rug.Autoencoder of several, each on features and hidden units of its own. ValueError if too large."""
+    """One rug.Autoencoder of several, each on features and hidden units of its own. ValueError if none or too large."""
+    rug.require(len(models) > 0 and all(isinstance(model, rug.Autoencoder) for model in models), "models", models,
+                "one or more rug.Autoencoders")
     n_sparse, n_dense = (sum(getattr(model, name) for model in models) for name in ("n_sparse", "n_dense"))
     rug.require_memory(f"a model of {n_sparse} × {n_dense}", 16 * n_sparse * n_dense)
     dtype = np.result_type(*(model.encoder for model in models))
@@ -120,6 +124,8 @@ def side_by_side(models):
 def tile(model, copies):
     """`copies` of a rug.Autoencoder down the diagonal: copies times the features and hidden units, the same loss."""
     rug.require_integer("copies", copies, 1)
+    rug.require(isinstance(model, rug.Autoencoder), "model", model, "a rug.Autoencoder")
+    rug.require_memory(f"{copies} copies", 16 * copies**2 * model.n_sparse * model.n_dense)
     return side_by_side([model] * copies)
 
 

@@ -182,7 +182,9 @@ class Autoencoder:
 
     def _forward(self, x):
         x = np.asarray(x)
-        require(x.ndim == 2 and x.shape[1] == self.n_sparse, "x's shape", x.shape, f"(batch, {self.n_sparse})")
+        require(x.dtype.kind in "fiub", "x", x.dtype.name, "real numbers")
+        require(x.ndim == 2 and x.size > 0 and x.shape[1] == self.n_sparse, "x's shape", x.shape,
+                f"(batch, {self.n_sparse}) with a batch of 1 or more")
         hidden = x @ self.encoder                                          # (batch, n_dense)
         return hidden, np.maximum(hidden @ self.decoder.T + self.bias, 0)  # (batch, n_sparse)
 
@@ -229,6 +231,7 @@ def evaluate(model, p, samples, seed):
     model: anything with `.n_sparse` and `.forward(x)` for x (batch, n_sparse). Returns an Estimate; its error is
     NaN for one sample. Raises ValueError for p outside (0, 1], samples < 1, seed < 0.
     """
+    require(callable(getattr(model, "forward", None)) and hasattr(model, "n_sparse"), "model", model, "one with n_sparse and forward(x)")
     require_integer("samples", samples, 1)
     at_once = max(1, 2**21 // model.n_sparse)
     losses = []  # of each sample: samples are independent, features of one sample are not
@@ -246,6 +249,8 @@ def dead_features(model, p, samples=256, seed=0):
     A feature is dead if its output is 0 in every one of `samples` samples, even when the feature itself is turned
     fully on (x_i = 1). A feature that answers with a positive constant is not dead: it was dropped on purpose.
     """
+    require(isinstance(model, Autoencoder), "model", model, "an Autoencoder")
+    require_integer("samples", samples, 1)
     x = sample(samples, model.n_sparse, p, seed, EVALUATION_STEPS - 1).dense()
     diagonal = np.einsum("ij,ij->i", model.decoder, model.encoder)
     pre = (x @ model.encoder) @ model.decoder.T + model.bias
@@ -399,7 +404,7 @@ class Trainer:
         require_fraction("p", p)
         require_integer("batch", batch, 1)
         require_integer("seed", seed, 0, 2**63 - 1)
-        require(init in STARTS, "init", init, "one of " + ", ".join(STARTS))
+        require(isinstance(init, str) and init in STARTS, "init", init, "one of " + ", ".join(STARTS))
         require_integer("threads", cores() if threads is None else threads, 1, 1024)
         require_memory(f"training n_sparse {n_sparse}, n_dense {n_dense}, batch {batch}",
                        4 * (6 * n_sparse * n_dense + (2 + 4 * p) * batch * n_sparse))
@@ -446,7 +451,12 @@ class Trainer:
         return self.losses[-1]
 
     def follow(self, lr, loss, gradients):
-        """One step of Adam along `gradients` that were found elsewhere, without a sample; `loss` is recorded."""
+        """One step of Adam along `gradients` that were found elsewhere, without a sample; `loss` is recorded.
+
+        Raises ValueError unless lr is positive and finite and the gradients have their parameters' shapes.
+        """
+        shapes = [np.shape(gradient) for gradient in gradients]
+        require(shapes == [weight.shape for weight in self.weights], "gradients' shapes", shapes, "those of encoder, decoder and bias")
         for weight, mean, square, gradient in zip(self.weights, self.means, self.squares, gradients):
             adam(weight.reshape(-1), mean.reshape(-1), square.reshape(-1), gradient.reshape(-1), np.float32(1), *self._rates(lr))
         self.losses.append(loss)

@@ -6,6 +6,7 @@ Finite differences, closed forms, plain NumPy, Monte Carlo within its standard e
 import rug  # first, as it holds BLAS to one thread before NumPy is imported
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -548,66 +549,111 @@ def test_uneven_digons_and_mixtures():
 # -------------------------------------------------------------------------------------------- bad input
 
 
-NAN = float("nan")
-BAD_CALLS = [
-    *((f"p {p}", lambda p=p: rug.sample(1, 5, p, 0), "p must be") for p in (0, -0.1, 1.1, NAN, "half", None)),
-    *((f"theory p {p}", lambda p=p: theory.optimum(0.5, p), "p must be") for p in (0, 1.0001, NAN, "half")),
-    *((f"theory r {r}", lambda r=r: theory.bayes_loss(r, 0.5), "r must be") for r in (0, -1, 1.0001, NAN, None)),
-    ("sample's batch", lambda: rug.sample(0, 5, 0.5, 0), "batch must be"),
-    ("sample's n_sparse", lambda: rug.sample(1, 0, 0.5, 0), "n_sparse must be"),
-    ("sample's seed", lambda: rug.sample(1, 5, 0.5, -1), "seed must be"),
-    ("sample's size", lambda: rug.sample(2**20, 2**30, 0.5, 0), "memory for a batch"),
-    ("n_sparse", lambda: rug.Trainer(0, 1, 0.5), "n_sparse must be"),
-    ("n_sparse's type", lambda: rug.Trainer(8.0, 1, 0.5), "n_sparse must be"),
-    ("n_dense 0", lambda: rug.Trainer(8, 0, 0.5), "n_dense must be"),
-    ("n_dense", lambda: rug.Trainer(8, 9, 0.5), r"n_dense must be .* 1 … 8"),
-    ("batch", lambda: rug.Trainer(8, 2, 0.5, batch=0), "batch must be"),
-    ("threads", lambda: rug.Trainer(8, 2, 0.5, threads=0), "threads must be"),
-    ("init", lambda: rug.Trainer(8, 2, 0.5, init="random"), "tied, paper"),
-    ("too large", lambda: rug.Trainer(10**7, 10**6, 0.5), "GiB"),
-    *((f"lr {lr}", lambda lr=lr: rug.Trainer(8, 2, 0.5, batch=2).step(lr), "lr must be") for lr in (0, -1, NAN, float("inf"), "1")),
-    ("samples", lambda: rug.evaluate(random_model(4, 2), 0.5, 0, 0), "samples must be"),
-    ("shapes", lambda: rug.Autoencoder(np.ones((4, 2)), np.ones((3, 2)), np.ones(4)), "decoder's shape"),
-    ("bias", lambda: rug.Autoencoder(np.ones((4, 2)), np.ones((4, 2)), np.ones(3)), "bias's shape"),
-    ("wide", lambda: rug.Autoencoder(np.ones((2, 4)), np.ones((2, 4)), np.ones(2)), "encoder's shape"),
-    ("nan", lambda: rug.Autoencoder(np.full((4, 2), NAN), np.ones((4, 2)), np.ones(4)), "encoder must be finite"),
-    ("x", lambda: random_model(4, 2).forward(np.ones((3, 5))), r"x's shape must be \(batch, 4\)"),
-    ("std", lambda: theory.relu_moments(0.0, -1.0), "std must be"),
-    ("a", lambda: theory.symmetric_loss(NAN, 0, 1, 0.5), "a must be"),
-    ("transform", lambda: forge.walsh_hadamard(np.ones(6)), "power of two"),
-    ("rug", lambda: forge.persian_rug(100, 10, 0.5, 0), "power of two"),
-    ("rug's n_dense", lambda: forge.persian_rug(16, 17, 0.5, 0), "n_dense must be"),
-    ("rug's x", lambda: forge.persian_rug(16, 4, 0.5, 0).forward(np.ones((2, 8))), "x's shape"),
-    ("large rug", lambda: forge.persian_rug(2**20, 2**19, 0.5, 0).autoencoder(), "GiB"),
-    ("projector", lambda: forge.random_projector(16, 0, 0.5, 0), "n_dense must be"),
-    ("digons", lambda: forge.digons(7), "even"),
-    ("digons' c", lambda: forge.digons(4, 0), "c must be"),
-    ("priority code's n_sparse", lambda: forge.priority_code(3, 1), "1 or 2"),
-    *((f"separation {s}", lambda s=s: forge.priority_code(8, 2, s), "separation must be") for s in (1, -2, NAN, "far", float("inf"))),
-    ("separation too large", lambda: forge.priority_code(400, 2, 1e3), "separation of 400"),
-    ("envelope", lambda: theory.envelope(0.7, {"digon": (0.5, 0.1)}), "within the ratios"),
-    ("copies", lambda: forge.tile(random_model(4, 2), 0), "copies must be"),
-]
+NAN, INF = float("nan"), float("inf")
+BAD = {  # kinds of argument, and what none of that kind may be
+    "fraction": (0, -0.1, 1.1, NAN, INF, "half", None, [0.5], 1j), "count": (0, -1, 2.5, NAN, INF, "8", None, 2**40, [8]),
+    "seed": (-1, 0.5, NAN, "x", None, 2**70), "rate": (0, -1, NAN, INF, "fast", None, [0.1]), "number": (NAN, INF, "x", None, 1j),
+    "deviation": (-1, NAN, INF, "x", None), "separation": (1, 0, -2, NAN, INF, "far", None, 1e200),
+    "threads": (0, -1, 1.5, NAN, "2", 10**6), "init": ("random", 3, None, ["tied"]), "model": (None, 3, "model", np.ones((4, 2))),
+    "power": (0, -4, 12, 2.0, NAN, "16", None, 2**40), "even": (0, -2, 7, NAN, "8", None),
+    "matrix": (np.ones(4), np.ones((2, 4)), np.full((4, 2), NAN), np.full((4, 2), INF), np.ones((4, 2)) * 1j, "x", None, np.ones((0, 0))),
+    "vector": (np.ones(3), np.ones((4, 1)), np.full(4, NAN), "x", None, np.ones(0)),
+    "x": (np.ones((3, 5)), np.ones(4), np.ones((0, 4)), "x", None, np.ones((3, 4)) * 1j),
+    "transform": (np.ones(6), np.ones((2, 0)), 3.0, "abcd", None), "codes": (None, 3, {"digon": 0.1}, {}),
+    "values": (np.ones(3), np.ones((1, 3)), "x", None, np.full((3, 3), NAN)), "models": ([], [None], [3]),
+    "gradients": ([], [np.ones(2)] * 3), "path": ("/nowhere/at/all", "/dev/null", ".")}
+R, P, SEED = {"r": (0.5, "fraction")}, {"p": (0.5, "fraction")}, {"seed": (0, "seed")}
+SIZES = {"n_sparse": (16, "count"), "n_dense": (4, "count")}
 
 
-@pytest.mark.parametrize("call, message", [pytest.param(call, message, id=name) for name, call, message in BAD_CALLS])
-def test_mistakes_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def calls():
+    """Every function that others may call, with good arguments and their kinds."""
+    model, trainer = rug.Autoencoder(np.ones((4, 2)), np.ones((4, 2)), np.ones(4)), rug.Trainer(8, 2, 0.5, batch=2, threads=1)
+    a_model = {"model": (model, "model")}
+    yield rug.sample, {"batch": (2, "count"), "n_sparse": (5, "count")} | P | SEED | {"step": (0, "seed")}
+    yield rug.Autoencoder, {"encoder": (np.ones((4, 2)), "matrix"), "decoder": (np.ones((4, 2)), "matrix"), "bias": (np.ones(4), "vector")}
+    yield model.forward, {"x": (np.ones((3, 4)), "x")}
+    yield model.loss_and_gradients, {"x": (np.ones((3, 4)), "x")}
+    yield rug.Autoencoder.load, {"path": (None, "path")}
+    yield rug.Trainer.load, {"path": (None, "path")}
+    yield rug.evaluate, a_model | P | {"samples": (4, "count")} | SEED
+    yield rug.dead_features, a_model | P | {"samples": (4, "count")} | SEED
+    yield rug.Trainer, SIZES | P | {"batch": (4, "count")} | SEED | {"init": ("tied", "init"), "threads": (1, "threads")}
+    yield trainer.step, {"lr": (0.1, "rate")}
+    yield trainer.follow, {"lr": (0.1, "rate"), "loss": (1.0, None), "gradients": (trainer.weights, "gradients")}
+    yield theory.relu_moments, {"mean": (0.0, "number"), "std": (1.0, "deviation")}
+    yield theory.symmetric_loss, {"a": (1.0, "number"), "b": (0.0, "number"), "sigma": (0.1, "deviation")} | P
+    yield theory.gaussian_terms, {"a": (1.0, "number"), "b": (0.0, "number"), "sigma": (0.1, "deviation")} | P
+    for function in (theory.optimum, theory.noise_per_signal, theory.linear_loss, theory.bayes_loss, theory.oracle_loss, theory.kept_fraction,
+                     theory.dropping_loss, theory.scaling_loss, theory.priority_loss, theory.priority_limit):
+        yield function, R | P
+    for function in (theory.variance, theory.critical_ratio, theory.tangent_ratio):
+        yield function, P
+    yield theory.digon_loss, P | {"c": (0.5, "fraction")}
+    yield theory.envelope, {"r": (0.5, "number"), "codes": ({"a": (0.0, 1.0), "b": (1.0, 0.0)}, "codes")}
+    for function in (theory.feature_statistics, theory.macroscopics, theory.gaussian_loss_and_gradients, theory.exact_losses, theory.exact_loss):
+        yield function, a_model | P
+    yield theory.distance_from_gaussian, {"values": (np.random.default_rng(0).random((9, 2)), "values")}
+    yield forge.walsh_hadamard, {"x": (np.ones(8), "transform")}
+    yield forge.persian_rug, {"n_sparse": (16, "power"), "n_dense": (4, "count")} | P | SEED
+    yield forge.random_projector, SIZES | P | SEED
+    yield forge.side_by_side, {"models": ([model], "models")}
+    yield forge.tile, a_model | {"copies": (2, "count")}
+    yield forge.digons, {"n_sparse": (8, "even"), "c": (0.5, "fraction")}
+    yield forge.priority_code, SIZES | {"separation": (10, "separation")}
+
+
+CALLS = list(calls())
+
+
+@pytest.mark.parametrize("function, arguments", CALLS, ids=[function.__qualname__ for function, _ in CALLS])
+def test_mistakes_are_named(function, arguments, monkeypatch):
+    """Each argument in turn is each thing that it must not be; the ValueError names it and says what is allowed."""
+    good = {name: value for name, (value, _) in arguments.items()}
+    if "path" not in good:
+        function(**good)
+    for name, (_, kind) in arguments.items():
+        for bad in BAD.get(kind, ()):
+            if kind == "path":
+                with pytest.raises((ValueError, OSError), match="nowhere|null|path must be"):
+                    function(bad)
+                continue
+            with pytest.raises(ValueError, match="must be|must have") as mistake:
+                function(**good | {name: bad})
+            words = {"codes": "codes|ratios", "x": "x|transform", "bias": "bias", "threads": "threads"}.get(name, name)
+            said = str(mistake.value)
+            assert re.search(words, said) or "memory for" in said, (name, bad, said)
+
+
+def test_sizes_that_do_not_fit_are_named():
+    for call, message in [
+            (lambda: rug.sample(2**20, 2**30, 0.5, 0), "memory for a batch"), (lambda: rug.Trainer(10**7, 10**6, 0.5), "GiB"),
+            (lambda: rug.Trainer(8, 9, 0.5), r"n_dense must be .* 1 … 8"), (lambda: forge.priority_code(3, 1), "1 or 2"),
+            (lambda: forge.persian_rug(2**20, 2**19, 0.5, 0).autoencoder(), "GiB"),
+            (lambda: forge.persian_rug(16, 4, 0.5, 0).forward(np.ones((2, 8))), "x's shape"),
+            (lambda: forge.priority_code(400, 2, 1e3), "separation of 400"),
+            (lambda: theory.envelope(0.7, {"digon": (0.5, 0.1)}), "within the ratios")]:
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ("--p 0", "p must be"), ("--p nan", "p must be"), ("--p many", "--p"), ("--ratio 1.5", "ratio must be"),
-    ("--ratio 0.0001", "n_dense"), ("--n-sparse 0", "n_sparse must be"), ("--steps 0", "steps must be"),
-    ("--batch -3", "batch must be"), ("--threads 0", "threads must be"), ("--lr inf", "lr must be"),
-    ("--lr 0", "lr must be"), ("--init best", "tied, paper"), ("--n-sparse 9999999 --ratio 0.5", "GiB"),
-    ("--resume", "checkpoint"), ("--lr 1e8 --n-sparse 16 --steps 50", "--lr"), ("--lr 1e30 --n-sparse 16 --steps 50", "--lr"),
-    ("paper nothing", "loss-vs-ratio"), ("paper --shard 3/2", "K/N"), ("paper --scale huge", "quick"), ("--see=3", "--see"),
-    ("--out /dev/null/here", "/dev/null/here"), ("--colour=red", "--colour")])
+    *((f"{flag} {bad}", f"{name} must be") for flag, name, values in (
+        ("--p", "p", ("0", "-1", "2", "nan", "inf", "many", "")), ("--ratio", "ratio", ("0", "-1", "1.5", "nan", "x")),
+        ("--n-sparse", "n_sparse", ("0", "-3", "2.5", "nan", "x", "99999999999")), ("--steps", "steps", ("0", "-1", "1.5", "nan", "x")),
+        ("--batch", "batch", ("0", "-3", "1.5", "inf", "x")), ("--threads", "threads", ("0", "-1", "x", "100000")),
+        ("--seed", "seed", ("-1", "0.5", "x")), ("--lr", "lr", ("0", "-1", "inf", "nan", "x")), ("--init", "init", ("best", "3")),
+        ("theory --p", "p", ("0", "x")), ("theory --ratio", "ratio", ("2", "x")), ("theory --steps", "steps", ("0",)),
+        ("paper --scale", "scale", ("huge", "")), ("paper --shard", "shard", ("3/2", "0/1", "x", "1/x")), ("phases --scale", "scale", ("huge",)))
+      for bad in values),
+    ("--ratio 0.0001", "n_dense must be"), ("--n-sparse 9999999 --ratio 0.5", "GiB"), ("--resume", "checkpoint"),
+    ("--lr 1e8 --n-sparse 16 --steps 50", "--lr"), ("--lr 1e30 --n-sparse 16 --steps 50", "--lr"), ("show", "FILE"), ("show nothing", "nothing"),
+    ("show /dev/null", "/dev/null"), ("paper nothing", "loss-vs-ratio"), ("--see=3", "--see"), ("--out /dev/null/here", "/dev/null/here"),
+    ("--colour=red", "--colour")])
 def test_the_command_line_refuses_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        train.main(arguments.split())
+        train.main(arguments.split(" "))
     captured = capsys.readouterr()
     assert stop.value.code == 2 and message in captured.err
     assert captured.err.count("\n") == 1 and "Traceback" not in captured.err

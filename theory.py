@@ -41,7 +41,7 @@ def normal_density(x):
     return np.exp(-0.5 * np.square(x)) / math.sqrt(2 * math.pi)
 
 
-def integrate(f, edges, nodes=20):
+def _integrate(f, edges, nodes=20):
     """∫ f by Gauss–Legendre quadrature on every interval between neighbouring `edges`; f takes an array."""
     x, weight = np.polynomial.legendre.leggauss(nodes)
     edges = np.unique(edges)
@@ -49,7 +49,7 @@ def integrate(f, edges, nodes=20):
     return float(np.sum(half * weight * f(middle + half * x)))
 
 
-def maximise(f, low, high, points, rounds):
+def _maximise(f, low, high, points, rounds):
     """The place in [low, high] where f is largest: look on a grid, then on a finer one around its best point.
 
     f takes an array; `points` must be enough to tell its local maxima apart.
@@ -61,10 +61,28 @@ def maximise(f, low, high, points, rounds):
     return float(x[best])
 
 
-def _check(p, r=1.0):
-    for name, value in (("p", p), ("r", r)):
+def _check(p, **others):
+    for name, value in {"p": p, **others}.items():
         if not (isinstance(value, Real) and 1e-100 <= value <= 1):  # below, floats run out of digits
             raise ValueError(f"{name} must be a number in (0, 1] and no less than 1e-100, got {value!r}")
+
+
+def _numbers(name, value, least=-math.inf):
+    """`value` as float64; ValueError unless it is numbers, all finite and none below `least`."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub" or not np.isfinite(array).all() or (array < least).any():
+        raise ValueError(f"{name} must be finite and real" + (f", {least:g} or larger" if least > -math.inf else "") + f", got {value!r}")
+    return array.astype(float)
+
+
+def _weights(model):
+    """A model's encoder, decoder, both (n_sparse, n_dense), and bias, (n_sparse,), as they are; ValueError if it has none."""
+    arrays = [getattr(model, name, None) for name in ("encoder", "decoder", "bias")]
+    shapes = [np.shape(array) for array in arrays]
+    if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2] != shapes[0][:1]:
+        raise ValueError("model must have an encoder and a decoder (n_sparse, n_dense) and a bias (n_sparse,), "
+                         f"got a {type(model).__name__} with shapes {shapes}")
+    return arrays
 
 
 def variance(p):
@@ -89,11 +107,9 @@ def relu_moments(mean, std):
 
         E ReLU(y) = mean Φ(h) + std φ(h),      E ReLU(y)² = (mean² + std²) Φ(h) + mean std φ(h).
 
-    Raises ValueError for a negative or NaN std; std = 0 means y = mean.
+    Raises ValueError for a negative std or numbers that are not finite; std = 0 means y = mean.
     """
-    if not np.all(np.asarray(std) >= 0):
-        raise ValueError(f"std must be 0 or larger, got {std}")
-    _, first, second, _ = _moments(mean, std)
+    _, first, second, _ = _moments(_numbers("mean", mean), _numbers("std", std, 0))
     return (first, second) if np.ndim(first) else (float(first), float(second))
 
 
@@ -105,9 +121,11 @@ def symmetric_loss(a, b, sigma, p):
     Raises ValueError if p is outside (0, 1], sigma negative or a number not finite.
     """
     _check(p)
-    for name, value in (("a", a), ("b", b), ("sigma", sigma)):
-        if not (isinstance(value, Real) and math.isfinite(value)):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
+    a, b, sigma = (_numbers(name, value, least) for name, value, least in (
+        ("a", a, -math.inf), ("b", b, -math.inf), ("sigma", sigma, 0)))
+    if a.ndim or b.ndim or sigma.ndim:
+        raise ValueError(f"a, b and sigma must be single numbers, got shapes {a.shape}, {b.shape} and {sigma.shape}")
+    a, b, sigma = float(a), float(b), float(sigma)
 
     def when_on(u):
         first, second = relu_moments(a * u + b, sigma)
@@ -116,7 +134,7 @@ def symmetric_loss(a, b, sigma, p):
     # The integrand bends only where a u + b is within a few σ of 0; intervals of one σ resolve it.
     bend = (sigma * np.arange(-9, 10) - b) / a if a else np.empty(0)
     edges = np.clip(np.concatenate([bend, [0, 1]]), 0, 1)
-    return (1 - p) * relu_moments(b, sigma)[1] + p * integrate(when_on, edges)
+    return (1 - p) * relu_moments(b, sigma)[1] + p * _integrate(when_on, edges)
 
 
 # --------------------------------------------------------------------------------- 2. its minimum at ratio r
@@ -136,7 +154,7 @@ def noise_per_signal(r, p):
     A diagonal of a everywhere makes the trace n_sparse a; the rank n_dense then forces ‖W‖² ≥ n_sparse a²/r, with
     equality for a scaled projector W = (a/r) P.
     """
-    _check(p, r)
+    _check(p, r=r)
     return math.sqrt((1 / r - 1) * variance(p))
 
 
@@ -165,7 +183,7 @@ def optimum(r, p):
     # t/s = sinh v runs from well below the value that an unclipped, linear model takes to well above √(2 ln 1/p),
     # where noise exceeds the threshold more rarely than features are on.
     linear, rare = -p / 2 * (1 / r - 1) / s, math.sqrt(-2 * math.log(p))
-    t = s * math.sinh(maximise(removed, math.asinh(2 * linear - 10), math.asinh(rare + 8), points=400, rounds=4))
+    t = s * math.sinh(_maximise(removed, math.asinh(2 * linear - 10), math.asinh(rare + 8), points=400, rounds=4))
     signal, power = (float(value) for value in signal_and_power(t))
     a = signal / power
     return Optimum(max(p / 3 - signal * a, 0.0), a, -a * t, a * s)
@@ -176,7 +194,7 @@ def optimum(r, p):
 
 def linear_loss(r, p):
     """The best linear model with a bias: it keeps r n_sparse directions and loses the rest, Var(x) (1 − r)."""
-    _check(p, r)
+    _check(p, r=r)
     return variance(p) * (1 - r)
 
 
@@ -190,7 +208,7 @@ def _integrate_over_signal(f, s, p):
     """∫ f(y) dy over all y = c u + s z, in intervals of s around 0 and 1, where densities and posterior bend."""
     reach = 10 + math.ceil(math.sqrt(-2 * math.log(p)))
     steps = s * np.arange(-reach, reach + 1)
-    return integrate(f, np.concatenate([steps, 1 + steps]))
+    return _integrate(f, np.concatenate([steps, 1 + steps]))
 
 
 def bayes_loss(r, p):
@@ -242,12 +260,12 @@ def _tangent_ratio(p):
     def gain(log_ratio):
         return np.array([(variance(p) - optimum(r, p).loss) / r for r in np.minimum(np.exp(log_ratio), 1.0)])
 
-    return math.exp(maximise(gain, math.log(max(p / 30, 2e-100)), 0.0, points=40, rounds=4))
+    return math.exp(_maximise(gain, math.log(max(p / 30, 2e-100)), 0.0, points=40, rounds=4))
 
 
 def kept_fraction(r, p):
     """The fraction q of features to keep, at ratio r/q, so that q L*(r/q) + (1 − q) Var x is least: r/r*, at most 1."""
-    _check(p, r)
+    _check(p, r=r)
     return min(1.0, r / tangent_ratio(p))
 
 
@@ -269,7 +287,7 @@ def critical_ratio(p):
 
 def scaling_loss(r, p):
     """The limit p → 0 at fixed r/r_c:  L = Var(x) (3/4 t² + 1/4 t³) with t² = r_c/r for r > r_c, else Var(x)."""
-    _check(p, r)
+    _check(p, r=r)
     t = math.sqrt(min(critical_ratio(p) / r, 1.0))
     return variance(p) * (0.75 * t**2 + 0.25 * t**3)
 
@@ -283,7 +301,7 @@ def digon_loss(p, c=1.0):
     Only if both are on, at u and v, is something lost: min(u, c v) of one, min(v, u/c) of the other. The mean squares add
     up to c²/3 − c³/6 + 1/3 − c/6, so that the even digon, c = 1, loses p²/6, and the best one, c = 1/3, 25/27 of that.
     """
-    _check(p, c)
+    _check(p, c=c)
     return p**2 / 2 * (c**2 / 3 - c**3 / 6 + 1 / 3 - c / 6)
 
 
@@ -295,7 +313,7 @@ def priority_loss(r, p, closed=False):
     n − 3 of them instead of n − 2. If 2/r is not whole, the blocks' sizes are the whole numbers around it. An odd n_dense
     leaves a hidden unit for a digon.
     """
-    _check(p, r)
+    _check(p, r=r)
 
     def silenced(k):  # by one of k features
         return -math.expm1(k * math.log1p(-p)) if p < 1 else float(k > 0)
@@ -313,7 +331,7 @@ def priority_loss(r, p, closed=False):
 
 def priority_limit(r, p):
     """The limit of priority_loss as p → 0 at fixed κ = r/p:  Var(x) [1 − (κ/2)(1 − e^{−2/κ})]. It knows no ln(1/p)."""
-    _check(p, r)
+    _check(p, r=r)
     return variance(p) * (1 + r / p / 2 * math.expm1(-2 * p / r))
 
 
@@ -323,14 +341,16 @@ def envelope(r, codes):
     A fraction f of the features at ratio r₀ and the others at r₁ make r = f r₀ + (1−f) r₁ and lose f L₀ + (1−f) L₁: the
     lower convex envelope. Returns the loss and the names by falling share. ValueError if no two codes enclose r.
     """
-    best = (math.inf,)
+    if not isinstance(codes, dict) or not all(np.shape(code) == (2,) for code in codes.values()):
+        raise ValueError(f"codes must be a dictionary of (ratio, loss), got {codes!r}")
+    best, r = (math.inf,), float(_numbers("r", r))
     for first, (low, loss) in codes.items():
         for second, (high, other) in codes.items():
             if low <= r <= high:
                 f = (high - r) / (high - low) if low < high else 1.0
                 best = min(best, (f * loss + (1 - f) * other, (first, second) if f >= 0.5 else (second, first)))
     if len(best) == 1:
-        raise ValueError(f"r must be within the ratios of the codes, got {r!r}")
+        raise ValueError(f"r must be within the ratios of the codes, {sorted(ratio for ratio, _ in codes.values())}, got {r!r}")
     return best
 
 
@@ -355,7 +375,8 @@ def feature_statistics(model, p):
 
     Λ and the skewness are 0 where nothing interferes. Raises ValueError for p outside (0, 1].
     """
-    encoder, decoder, bias = (np.asarray(array, float) for array in (model.encoder, model.decoder, model.bias))
+    _check(p)
+    encoder, decoder, bias = (np.asarray(array, float) for array in _weights(model))
     n_sparse = len(bias)
     others = max(n_sparse - 1, 1)
     a = np.einsum("ij,ij->i", decoder, encoder)
@@ -386,7 +407,9 @@ def distance_from_gaussian(values):
 
     values: (samples, columns). Samples of a Gaussian have a distance of about 0.6/√samples.
     """
-    values = np.sort(values, axis=0)
+    values = np.sort(_numbers("values", values), axis=0)
+    if values.ndim != 2 or len(values) < 2:
+        raise ValueError(f"values must be of shape (samples, columns) with 2 samples or more, got {values.shape}")
     cdf = normal_cdf((values - values.mean(axis=0)) / values.std(axis=0))
     steps = np.arange(len(values) + 1)[:, None] / len(values)
     return np.maximum(cdf - steps[:-1], steps[1:] - cdf).max(axis=0)
@@ -405,6 +428,8 @@ def gaussian_terms(a, b, sigma, p):
         ∂L/∂σ² = (1−p) R₀(b) + p D₁ − p [R₀(b+a) − D₁]/a.
     An |a| below σ/1000 counts as σ/1000, to keep digits; so small a signal is drowned anyway.
     """
+    _check(p)
+    a, b, sigma = _numbers("a", a), _numbers("b", b), _numbers("sigma", sigma, 0)
     a = np.copysign(np.maximum(np.abs(a), 1e-3 * sigma + 1e-12), a)
     on, off = _moments(b + a, sigma), _moments(b, sigma)
     d1, d2, d3 = ((above - below) / a for above, below in zip(on[1:], off[1:]))
@@ -427,7 +452,7 @@ def gaussian_loss_and_gradients(model, p):
     Returns (loss, gradients), with the gradients' `.encoder`, `.decoder` and `.bias`. ValueError for p outside (0, 1].
     """
     _check(p)
-    encoder, decoder, bias = model.encoder, model.decoder, model.bias
+    encoder, decoder, bias = _weights(model)
     interfering = decoder @ (encoder.T @ encoder)                              # D G, (n_sparse, n_dense)
     everything = encoder.sum(axis=0)                                           # e
     a = np.einsum("ij,ij->i", decoder, encoder, dtype=float)
@@ -496,7 +521,7 @@ def exact_losses(model, p):
     O(n_sparse²) for each of FREQUENCIES points, shared by threads. Raises ValueError for p outside (0, 1].
     """
     _check(p)
-    encoder, decoder, bias = (np.asarray(array, float) for array in (model.encoder, model.decoder, model.bias))
+    encoder, decoder, bias = (np.asarray(array, float) for array in _weights(model))
 
     def loss(i):
         w = decoder[i] @ encoder.T

@@ -352,8 +352,9 @@ def start_trainer(given, checkpoint, default_rate):
         settings = {**SETTINGS, **given}
         steps, peak, ratio = (settings.pop(name) for name in ("steps", "lr", "ratio"))
         rug.require_integer("steps", steps, 1)
-        rug.require(peak is None or 0 < peak < math.inf, "lr", peak, "a positive finite number")
+        rug.require(peak is None or isinstance(peak, (int, float)) and 0 < peak < math.inf, "lr", peak, "a positive finite number")
         rug.require_fraction("ratio", ratio)
+        rug.require_integer("n_sparse", settings["n_sparse"], 1)
         trainer = rug.Trainer(n_dense=round(ratio * settings["n_sparse"]), threads=threads, **settings)
         if os.path.exists(checkpoint):  # nobody's interrupted run is lost by forgetting --resume
             os.replace(checkpoint, checkpoint + ".previous")
@@ -1360,15 +1361,25 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def number(text):
+    """A flag's value as int or float if it is one; if not, whoever uses it says what is allowed."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
 def add_settings(parser, steps, rate):
     """The flags that the main job and `theory` share."""
     add = parser.add_argument
-    add("--n-sparse", type=int, metavar="N", help="number of features, 1 or more (default 512)")
-    add("--ratio", type=float, metavar="R", help="n_dense/n_sparse, in (0, 1] (default 0.25)")
-    add("--p", type=float, metavar="P", help="probability that a feature is on, in (0, 1] (default 0.045)")
-    add("--steps", type=int, metavar="N", help=f"training steps, 1 or more (default {steps})")
-    add("--lr", type=float, metavar="X", help=f"peak learning rate, positive (default {rate}); falls as a cosine")
-    add("--seed", type=int, metavar="N", help="of weights and data, 0 or more (default 0)")
+    add("--n-sparse", type=number, metavar="N", help="number of features, 1 or more (default 512)")
+    add("--ratio", type=number, metavar="R", help="n_dense/n_sparse, in (0, 1] (default 0.25)")
+    add("--p", type=number, metavar="P", help="probability that a feature is on, in (0, 1] (default 0.045)")
+    add("--steps", type=number, metavar="N", help=f"training steps, 1 or more (default {steps})")
+    add("--lr", type=number, metavar="X", help=f"peak learning rate, positive (default {rate}); falls as a cosine")
+    add("--seed", type=number, metavar="N", help="of weights and data, 0 or more (default 0)")
     add("--resume", action="store_true", help="go on from the checkpoint in DIR/runs, with its settings, to the weights of an "
         "uninterrupted run (bitwise, with as many threads)")
     add("--out", metavar="DIR", help="where figures/ and runs/ go (default: here)")
@@ -1391,9 +1402,9 @@ def make_parser():
                               "measure the weights on samples.")
     add_settings(parser, 4000, "60e-3/√n_sparse")
     add_settings(descent, 1500, "60e-3/√n_dense")
-    add("--batch", type=int, metavar="N", help="samples a step, 1 or more (default 1024)")
+    add("--batch", type=number, metavar="N", help="samples a step, 1 or more (default 1024)")
     add("--init", metavar="NAME", help="tied: no feature starts dead (default); paper: the published start")
-    add("--threads", type=int, metavar="N", help="threads, 1 or more (default: one a core)")
+    add("--threads", type=number, metavar="N", help="threads, 1 or more (default: one a core)")
     for name, what in JOBS.items():
         command = jobs.add_parser(name, allow_abbrev=False, argument_default=argparse.SUPPRESS, description=what +
                                   " Measured models are kept in DIR/runs/points, so a run that was interrupted goes on where it was.")
