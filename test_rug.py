@@ -4,12 +4,15 @@ Finite differences, closed forms, plain NumPy, Monte Carlo within its standard e
 30-digit values of the optimum. Run with `python -m pytest -q`.
 """
 import rug  # first, as it holds BLAS to one thread before NumPy is imported
+import io
 import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
+import tracemalloc
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -544,6 +547,196 @@ def test_uneven_digons_and_mixtures():
     codes = {"digon": (0.5, theory.digon_loss(p)), "identity": (1.0, 0.0), "drop": (0.0, theory.variance(p))}
     assert theory.envelope(0.75, codes)[0] == pytest.approx(theory.exact_loss(mixed, p), rel=1e-4)
     assert theory.envelope(0.9, codes) == (pytest.approx(0.2 * theory.digon_loss(p)), ("identity", "digon"))
+
+
+# ------------------------------------------------------------------------------- trust: files, faults, extremes
+
+
+def header(shape, dtype="<f4"):
+    """The first bytes of an .npy that claims to hold an array."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+class Malice:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_hostile_files_run_no_code_and_take_no_memory(tmp_path):
+    objects = np.array([Malice(tmp_path / "harm")], dtype=object)
+    np.savez(tmp_path / "objects.npz", kind="autoencoder", encoder=objects, decoder=objects, bias=objects)
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(objects[0]))
+    np.save(tmp_path / "one.npy", np.ones(4))
+    members = {"claim": header((10**12, 4)), "negative": header((-1, 4)), "short": header((4, 2)) + bytes(20), "objects": header((4, 2), "|O"),
+               "text": b"hello", "nothing": b""}
+    for name, content in members.items():
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w") as archive:
+            for array in ("kind", "encoder", "decoder", "bias"):
+                archive.writestr(f"{array}.npy", content)
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("encoder.npy", header((2**27,)) + bytes(2**27))
+    rug.Trainer(8, 2, 0.5, batch=2).save(tmp_path / "trainer.npz")
+    with np.load(tmp_path / "trainer.npz") as data:
+        np.savez(tmp_path / "large.npz", **{**data, "n_sparse": np.array(2**30), "n_dense": np.array(2**20)})
+        np.savez(tmp_path / "batch.npz", **{**data, "batch": np.array(2**31 - 1)})
+    tracemalloc.start()
+    for path in tmp_path.iterdir():
+        if path.name != "trainer.npz":
+            for load in (rug.Autoencoder.load, rug.Trainer.load):
+                with pytest.raises(ValueError, match=path.stem):
+                    load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**25 and not (tmp_path / "harm").exists()
+    with pytest.raises(ValueError, match="path must be"):
+        rug.load_npz(tmp_path, None)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "model.npz"
+    random_model(4, 2).save(path)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="model.npz could not be written: No space"):
+        with rug.replacing(path) as file:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+    with pytest.raises(KeyboardInterrupt):
+        with rug.replacing(path) as file:
+            raise KeyboardInterrupt
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.npz"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of files")
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path):
+    import resource
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20000, 20000))
+    job = run("--n-sparse", 32, "--steps", 30, "--out", tmp_path, preexec_fn=limit)  # its pictures are too large
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode == 2 and "could not be written" in errors and errors.count("\n") == 1
+    assert len(rug.Trainer.load(tmp_path / "runs" / "checkpoint.npz").losses) == 30
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.png"))
+
+
+def test_one_seed_one_result_and_its_file_says_how(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "FORGED_LARGE", 64)
+    monkeypatch.setattr(train, "enough", lambda n_sparse: 4096)
+    outputs, models = [], []
+    for name in ("one", "two"):
+        train.main(["--n-sparse", "24", "--steps", "40", "--seed", "7", "--threads", "2", "--out", str(tmp_path / name)])
+        output = capsys.readouterr().out
+        outputs.append(output[output.index("loss per feature"):output.index("→")])
+        models.append(rug.load_npz(tmp_path / name / "runs" / "model.npz", "autoencoder"))
+        trainer = rug.Trainer.load(tmp_path / name / "runs" / "checkpoint.npz")
+    assert outputs[0] == outputs[1] and trainer.losses
+    assert all((models[0][key] == models[1][key]).all() for key in ("encoder", "decoder", "bias"))
+    train.main(["show", str(tmp_path / "one" / "runs" / "model.npz")])
+    shown = capsys.readouterr().out
+    for words in ("autoencoder", "seed", "threads", np.__version__, "command", "revision", "numba", "python", "(24, 6)", "cores"):
+        assert words in shown
+
+
+@pytest.mark.parametrize("settings", [
+    "--n-sparse 1 --ratio 1 --batch 1 --threads 8", "--n-sparse 9 --ratio 0.12 --p 1", "--n-sparse 16 --ratio 1 --batch 3 --threads 40",
+    "--n-sparse 20 --p 1e-6 --steps 3", "theory --n-sparse 1 --ratio 1 --p 1", "theory --n-sparse 30 --ratio 0.03 --p 1e-6"])
+def test_extremes(settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "FORGED_LARGE", 64)
+    monkeypatch.setattr(train, "enough", lambda n_sparse: 4096)
+    train.main([*settings.split(), "--steps", "5", "--out", str(tmp_path)])
+    assert "nan" not in capsys.readouterr().out.replace("± nan", "")  # one sample or none on has no standard error
+
+
+def test_a_million_features():
+    trainer = rug.Trainer(2**20, 2, 1e-4, batch=3)
+    losses = [trainer.step(1e-3) for _ in range(2)]
+    assert losses[0] == pytest.approx(plain_loss(trainer, 0), rel=1e-5) and np.isfinite(losses[1])
+
+
+def plain_loss(trainer, step):
+    """The loss of the start on a batch, in float64."""
+    start = rug.tied_start(trainer.n_sparse, trainer.n_dense, np.random.default_rng(trainer.seed))
+    encoder, decoder, bias = (array.astype(np.float32).astype(float) for array in start)
+    x = rug.sample(trainer.batch, trainer.n_sparse, trainer.p, trainer.seed, step).dense().astype(float)
+    return np.mean((np.maximum(x @ encoder @ decoder.T + bias, 0) - x)**2)
+
+
+@pytest.mark.parametrize("n_sparse, p", [(2**10, 0.05), (2**17, 0.05), (2**19, 1e-3)])
+def test_the_loss_is_summed_in_float32_without_harm(n_sparse, p):
+    trainer = rug.Trainer(n_sparse, 3, p, batch=4)
+    assert trainer.step(1e-3) == pytest.approx(plain_loss(trainer, 0), rel=1e-5)
+
+
+def test_a_diverging_run_is_told_by_its_loss():
+    class Run:
+        p, losses = 0.3, []
+
+    least, noise = theory.variance(0.3), np.random.default_rng(0).normal(0, 1e-4, 400)
+    for level, steps, stops in ((1.03, 400, True), (0.97, 400, False), (1.0, 400, False), (1.03, 1000, False)):
+        Run.losses = list(level * least + noise)
+        if stops:
+            with pytest.raises(ValueError, match="--lr 0.5 .*answering p/2"):
+                train.check_loss(Run, steps, 0.5)
+        else:
+            train.check_loss(Run, steps, 0.5)
+    Run.losses = [0.1, float("nan")]
+    with pytest.raises(ValueError, match="--lr 0.5"):
+        train.check_loss(Run, 10, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["trained", "block", "theory"])
+def test_an_interrupted_point_goes_on_where_it_was(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    point = train.Point(kind, 12, 3, 0.3, 40)
+    train.measure_point(point, tmp_path)
+    whole = train.read_point(point, tmp_path)
+    os.remove(point.file(tmp_path))
+    seen = []
+
+    def kill(step):
+        seen.append(step)
+        if len(seen) == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.measure_point(point, tmp_path, report=kill)
+    assert [name for name in os.listdir(tmp_path)] == ["block-12-3-0.3-40.npz.0.part".replace("block", kind)]
+    train.measure_point(point, tmp_path, report=seen.append)
+    rest = train.read_point(point, tmp_path)
+    assert seen[25] == 25 and os.listdir(tmp_path) == [os.path.basename(point.file(tmp_path))]  # step 25 was not kept, 24 were
+    assert all(np.array_equal(whole[name], rest[name]) for name in train.TRAINED + ("loss", "error"))
+    (tmp_path / (os.path.basename(point.file(tmp_path)) + ".0.part")).write_bytes(b"damaged")
+    assert len(train.start_point(point, 0, 1, point.file(tmp_path) + ".0.part").losses) == 0
+
+
+def test_no_place_for_compiled_code_is_no_reason_to_fail(monkeypatch):
+    usual = rug.numba.njit
+
+    def without_cache(**options):
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return usual(**options)
+
+    monkeypatch.setattr(rug.numba, "njit", without_cache)
+    assert rug.kernel(lambda x: x + 1)(1) == 2
+
+
+def test_ctrl_c_while_libraries_load(tmp_path):
+    """train.py beside a rug.py that interrupts its own import."""
+    (tmp_path / "train.py").write_bytes((HERE / "train.py").read_bytes())
+    (tmp_path / "rug.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n")
+    job = subprocess.run([sys.executable, tmp_path / "train.py"], capture_output=True, text=True)
+    assert job.returncode == 130 and job.stderr == "\nInterrupted.\n"
+
+
+def test_nobody_reads_the_output(tmp_path):
+    job = run("bounds", "--out", tmp_path)
+    job.stdout.close()
+    errors = job.stderr.read()
+    assert job.wait(timeout=60) == 2 and errors.count("\n") == 1 and "output" in errors
 
 
 # -------------------------------------------------------------------------------------------- bad input
