@@ -449,7 +449,7 @@ def test_the_exact_loss_needs_no_gaussian():
     """Trained interference is far from Gaussian; and where closed forms exist, the exact loss is them."""
     model = trained(128, 32, 0.045, 400)
     numbers = theory.feature_statistics(model, 0.045)
-    gaussian = theory.gaussian_terms(numbers.a, numbers.effective_bias, numbers.sigma, 0.045)[0].mean()
+    gaussian = theory.gaussian_losses(numbers.a, numbers.effective_bias, numbers.sigma, 0.045).mean()
     assert gaussian > 1.2 * theory.exact_loss(model, 0.045)
     for p in (0.01, 0.3, 1.0):
         for c in (1.0, 1 / 3):
@@ -457,6 +457,21 @@ def test_the_exact_loss_needs_no_gaussian():
     constant = rug.Autoencoder(np.zeros((3, 1)), np.zeros((3, 1)), np.array([0.2, 0.0, -0.3]))
     expected = [0.3 / 3 - 0.3 * 0.2 + 0.2**2, 0.3 / 3, 0.3 / 3]  # E (x − b)² where b > 0, else E x²
     assert theory.exact_losses(constant, 0.3) == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("bias", [-0.5, -0.99, -1.5, -4.0])
+def test_the_exact_loss_of_features_that_hardly_answer(bias):
+    """W = 1 leaves E (x − ReLU(x + b))² in closed form; a random W with such a bias is sampled, and bounded."""
+    alone, p = rug.Autoencoder(np.ones((1, 1)), np.ones((1, 1)), np.array([bias])), 0.3
+    off = max(1 + bias, 0)  # answers 1 + b at most
+    expected = p * (1 / 3 + off**3 / 3 - 2 * (off**2 / 2 - off**3 / 6))
+    assert theory.exact_loss(alone, p) == pytest.approx(expected, abs=1e-7)
+    model = random_model(40, 3)
+    model.bias[:] = bias
+    estimate = rug.evaluate(model, 0.1, 2**19, seed=1)
+    assert theory.exact_loss(model, 0.1) == pytest.approx(estimate.loss, abs=4 * estimate.error)
+    huge = rug.Autoencoder(np.array([[1e15], [1.0]]), np.ones((2, 1)), np.zeros(2))
+    assert np.isfinite(theory.exact_losses(huge, 0.5)).all()
 
 
 def test_gaussian_gradients_match_finite_differences():
@@ -476,9 +491,20 @@ def test_gaussian_gradients_match_finite_differences():
             assert gradient[index] == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5, abs=1e-8)
 
 
+@pytest.mark.parametrize("a, sigma", [(0.02, 0.3), (-0.005, 0.3), (1.3, 0.2)])
+def test_gaussian_terms_have_the_right_slopes(a, sigma):
+    def terms(a=a, b=-0.1, variance=sigma**2):
+        return [float(term) for term in theory._gaussian_terms(a, b, np.sqrt(variance), 0.2)]
+
+    for place, name, value in ((1, "a", a), (2, "b", -0.1), (3, "variance", sigma**2)):
+        h = 1e-4
+        slope = (terms(**{name: value + h})[0] - terms(**{name: value - h})[0]) / (2 * h)
+        assert terms()[place] == pytest.approx(slope, rel=1e-3, abs=1e-6)
+
+
 @pytest.mark.parametrize("a, sigma", [(0.0, 0.3), (1e-5, 0.3), (-0.4, 0.1), (1.2, 0.0), (0.5, 1e-9)])
-def test_gaussian_terms_bear_small_numbers(a, sigma):
-    loss = theory.gaussian_terms(np.array([a]), np.array([0.1]), np.array([sigma]), 0.3)[0][0]
+def test_gaussian_losses_bear_small_numbers(a, sigma):
+    loss = theory.gaussian_losses(np.array([a]), np.array([0.1]), np.array([sigma]), 0.3)[0]
     assert loss == pytest.approx(theory.symmetric_loss(a, 0.1, sigma, 0.3), rel=2e-3)
 
 
@@ -776,7 +802,7 @@ def calls():
     yield trainer.follow, {"lr": (0.1, "rate"), "loss": (1.0, None), "gradients": (trainer.weights, "gradients")}
     yield theory.relu_moments, {"mean": (0.0, "number"), "std": (1.0, "deviation")}
     yield theory.symmetric_loss, {"a": (1.0, "number"), "b": (0.0, "number"), "sigma": (0.1, "deviation")} | P
-    yield theory.gaussian_terms, {"a": (1.0, "number"), "b": (0.0, "number"), "sigma": (0.1, "deviation")} | P
+    yield theory.gaussian_losses, {"a": (1.0, "number"), "b": (0.0, "number"), "sigma": (0.1, "deviation")} | P
     for function in (theory.optimum, theory.noise_per_signal, theory.linear_loss, theory.bayes_loss, theory.oracle_loss, theory.kept_fraction,
                      theory.dropping_loss, theory.scaling_loss, theory.priority_loss, theory.priority_limit):
         yield function, R | P
@@ -842,7 +868,8 @@ def test_sizes_that_do_not_fit_are_named():
     ("--ratio 0.0001", "n_dense must be"), ("--n-sparse 9999999 --ratio 0.5", "GiB"), ("--resume", "checkpoint"),
     ("--lr 1e8 --n-sparse 16 --steps 50", "--lr"), ("--lr 1e30 --n-sparse 16 --steps 50", "--lr"), ("show", "FILE"), ("show nothing", "nothing"),
     ("show /dev/null", "/dev/null"), ("paper nothing", "loss-vs-ratio"), ("--see=3", "--see"), ("--out /dev/null/here", "/dev/null/here"),
-    ("--colour=red", "--colour")])
+    ("--colour=red", "--colour"), ("theory --lr 1e30 --n-sparse 16 --steps 50", "--lr"), ("exact --shard 1/2", "shard"),
+    ("--batch 64 theory", "flags of `theory`")])
 def test_the_command_line_refuses_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -915,6 +942,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(train, "PS", train.PS[3:])
     monkeypatch.setattr(train, "RATIOS", (0.1, 0.5))
     monkeypatch.setattr(train, "REGULAR", {"triangle": train.REGULAR["triangle"]})
+    for name, fewer in (("PHASE_PS", (0.03,)), ("CODE_PS", (0.3,)), ("BLOCK_SIZES", (12,))):
+        monkeypatch.setattr(train, name, fewer)
     return scale
 
 
@@ -942,14 +971,27 @@ def test_a_sweep_is_shared_goes_on_and_recomputes_what_is_damaged(tiny, tmp_path
         assert f"→ {picture}" in output
 
 
-def test_the_theory_job_descends_stops_and_goes_on(tmp_path, capsys):
-    train.main(["theory", "--n-sparse", "48", "--ratio", "0.1", "--p", "0.2", "--steps", "300", "--out", str(tmp_path)])
+def test_the_theory_job_descends_stops_and_goes_on(tmp_path, monkeypatch, capsys):
+    settings = ["theory", "--n-sparse", "48", "--ratio", "0.1", "--p", "0.2", "--steps", "300", "--out"]
+    train.main([*settings, str(tmp_path / "whole")])
     output = capsys.readouterr().out
-    assert "of the features kept" in output and "without the Gaussian" in output
-    assert (tmp_path / "figures" / "theory.png").read_bytes()[:4] == b"\x89PNG"
-    before = rug.Autoencoder.load(tmp_path / "runs" / "theory-model.npz")
-    train.main(["theory", "--resume", "--out", str(tmp_path)])
-    assert (rug.Autoencoder.load(tmp_path / "runs" / "theory-model.npz").decoder == before.decoder).all()
+    assert "of the features kept" in output and "without the Gaussian" in output and "nan" not in output
+    assert (tmp_path / "whole" / "figures" / "theory.png").read_bytes()[:4] == b"\x89PNG"
+    usual = train.descend
+
+    def descend(trainer, lr):
+        if len(trainer.losses) == 120:
+            os.kill(os.getpid(), signal.SIGINT)
+        return usual(trainer, lr)
+
+    monkeypatch.setattr(train, "descend", descend)
+    with pytest.raises(SystemExit) as stop:
+        train.main([*settings, str(tmp_path / "parts")])
+    assert stop.value.code == 130 and "theory --resume" in capsys.readouterr().err
+    monkeypatch.setattr(train, "descend", usual)
+    train.main(["theory", "--resume", "--out", str(tmp_path / "parts")])
+    whole, parts = (rug.Autoencoder.load(tmp_path / name / "runs" / "theory-model.npz") for name in ("whole", "parts"))
+    assert (whole.encoder == parts.encoder).all() and (whole.decoder == parts.decoder).all() and (whole.bias == parts.bias).all()
 
 
 @pytest.mark.parametrize("job, words, pictures", [
@@ -959,7 +1001,7 @@ def test_the_theory_job_descends_stops_and_goes_on(tmp_path, capsys):
 def test_the_jobs_beyond_the_paper(job, words, pictures, tiny, tmp_path, capsys):
     train.main([job, "--scale", "tiny", "--out", str(tmp_path)])
     output = capsys.readouterr().out
-    assert all(word in output for word in words)
+    assert all(word in output for word in words) and "nan" not in output
     for name in pictures:
         assert f"→ {tmp_path / 'figures' / name}.png" in output
         assert (tmp_path / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"

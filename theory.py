@@ -418,7 +418,7 @@ def distance_from_gaussian(values):
 # ------------------------------------------------------------------------------------ 7. descending on them
 
 
-def gaussian_terms(a, b, sigma, p):
+def _gaussian_terms(a, b, sigma, p):
     """symmetric_loss of each feature in closed form, and its derivatives by a, b and σ²; arrays (n_sparse,).
 
     With R_k(m) = E ReLU(m + σz)^k and D_k = [R_k(b+a) − R_k(b)]/a, integrating R_k' = k R_{k−1} over u gives
@@ -428,8 +428,6 @@ def gaussian_terms(a, b, sigma, p):
         ∂L/∂σ² = (1−p) R₀(b) + p D₁ − p [R₀(b+a) − D₁]/a.
     An |a| below σ/1000 counts as σ/1000, to keep digits; so small a signal is drowned anyway.
     """
-    _check(p)
-    a, b, sigma = _numbers("a", a), _numbers("b", b), _numbers("sigma", sigma, 0)
     a = np.copysign(np.maximum(np.abs(a), 1e-3 * sigma + 1e-12), a)
     on, off = _moments(b + a, sigma), _moments(b, sigma)
     d1, d2, d3 = ((above - below) / a for above, below in zip(on[1:], off[1:]))
@@ -438,6 +436,12 @@ def gaussian_terms(a, b, sigma, p):
             2 * p * signal - 2 * p * (on[1] - 2 * signal) / a,
             2 * (1 - p) * off[1] + p * d2 - 2 * p * (on[1] - d2 / 2) / a,
             (1 - p) * off[0] + p * d1 - p * (on[0] - d1) / a)
+
+
+def gaussian_losses(a, b, sigma, p):
+    """symmetric_loss of each feature, for arrays (n_sparse,) of a, effective bias b and sigma; ValueError as there."""
+    _check(p)
+    return _gaussian_terms(_numbers("a", a), _numbers("b", b), _numbers("sigma", sigma, 0), p)[0]
 
 
 def gaussian_loss_and_gradients(model, p):
@@ -458,7 +462,7 @@ def gaussian_loss_and_gradients(model, p):
     a = np.einsum("ij,ij->i", decoder, encoder, dtype=float)
     squares = np.einsum("ij,ij->i", decoder, interfering, dtype=float) - a * a
     effective = bias + p / 2 * (decoder @ everything - a)
-    loss, alpha, beta, gamma = gaussian_terms(a, effective, np.sqrt(variance(p) * np.maximum(squares, 0)), p)
+    loss, alpha, beta, gamma = _gaussian_terms(a, effective, np.sqrt(variance(p) * np.maximum(squares, 0)), p)
     alpha, beta, gamma = (slope / len(a) for slope in (alpha, beta, variance(p) * gamma))
     own, beta, gamma = (slope.astype(encoder.dtype)[:, None] for slope in (
         alpha - 2 * gamma * a - beta * p / 2, beta, gamma))
@@ -479,16 +483,20 @@ FREQUENCIES = 2048  # points of the grid on which the characteristic function is
 @njit(nogil=True, error_model="numpy")
 def _exact_feature_loss(a, b, w, p):
     """The loss of a feature with diagonal a, bias b and the other weights w; see `exact_losses`."""
-    top = math.inf
+    top, best, scale = math.inf, 0.0, max(1.0, abs(a))
+    for x in w:
+        scale = max(scale, x)
     for k in range(-80, 81):  # the bound [ln M(θ) + 25]/θ at its least
-        theta, log_mgf = 2.0**(k / 2), 0.0
+        theta, log_mgf = 2.0**(k / 2) / scale, 0.0
         for x in theta * w:
             log_mgf += math.log(1 - p + p * (math.expm1(x) / x if x else 1.0)) if x < 700 else math.inf
-        top = min(top, b + max(a, 0.0) + (log_mgf + 25) / theta)
+        bound = b + max(a, 0.0) + (log_mgf + 25) / theta
+        if bound < top:
+            top, best = bound, theta
     if top <= 0:
         return p / 3  # it never answers
-    top *= 1.5
-    shift, step = 12.5 / top, math.pi / top
+    window = max(1.5 * top, 12.5 / best)
+    shift, step = 12.5 / window, math.pi / window
     power, turn = np.exp((shift + 0j) * w), np.exp(1j * step * w)  # e^{sw}, and what takes it to the next s
     total = 0.0
     for k in range(FREQUENCIES):
@@ -497,15 +505,15 @@ def _exact_feature_loss(a, b, w, p):
         for j in range(len(w)):
             mgf *= 1 - p + p * (power[j] - 1) / (s * w[j])
             power[j] *= turn[j]
-        y = s * a
+        y, on, off = s * a, cmath.exp(s * (a + b)), cmath.exp(s * b)
         if abs(y) > 1e-3:
-            g0 = (cmath.exp(y) - 1) / y
-            g1 = (cmath.exp(y) - g0) / y
+            g0 = (on - off) / y  # e^{sb} g₀(sa)
+            g1 = (on - g0) / y
         else:
-            g0, g1 = 1 + y / 2 + y**2 / 6, 0.5 + y / 3 + y**2 / 8
-        value = (mgf * cmath.exp(s * b) / s**2 * ((1 - p + p * g0) / s - p * g1)).real
+            g0, g1 = off * (1 + y / 2 + y**2 / 6), off * (0.5 + y / 3 + y**2 / 8)
+        value = (mgf / s**2 * (((1 - p) * off + p * g0) / s - p * g1)).real
         total += value if k else value / 2
-    return p / 3 + 2 / top * total
+    return p / 3 + 2 / window * total
 
 
 def exact_losses(model, p):
@@ -516,8 +524,9 @@ def exact_losses(model, p):
     with g₀(y) = ∫₀¹ e^{yu} du and g₁(y) = ∫₀¹ u e^{yu} du, the terms of (x_i − ReLU(a x_i + b + ν))² become
         L = p/3 + (1/π) ∫₀^∞ Re{ 2 M(s) e^{sb} [ (1 − p + p g₀(sa))/s³ − p g₁(sa)/s² ] } dτ,      s = c + iτ.
     The trapezoidal rule with steps of π/T sees ν through a window of width 2T. T is 1.5 times what a⁺ + b + ν exceeds with
-    a probability of e⁻²⁵ at most (Chernoff: ν < [ln M(θ) + 25]/θ for any θ > 0); with c = 12.5/T what lies outside counts
-    as little. Weights below 1e-6 act by their mean. The error is about 1e-9, 2e-8 where ν is constant. model: `.encoder`, `.decoder`, `.bias`; cost
+    a probability of e⁻²⁵ at most (Chernoff: ν < [ln M(θ) + 25]/θ for any θ > 0), or 12.5/θ at the best θ if that is more;
+    with c = 12.5/T what lies outside counts as little. Weights below 1e-6 act by their mean. The error is about 1e-9, or
+    2e-8 T² where single values of ν have a probability of their own. model: `.encoder`, `.decoder`, `.bias`; cost
     O(n_sparse²) for each of FREQUENCIES points, shared by threads. Raises ValueError for p outside (0, 1].
     """
     _check(p)

@@ -72,9 +72,14 @@ def descent_rate(n_dense):
     return 60e-3 / math.sqrt(n_dense)
 
 
+@np.errstate(all="ignore")  # a run that diverges shows it by its loss
 def descend(trainer, lr):
-    """One step down the theory's own loss, in the place of Trainer.step: no sample, large-scale statistics only."""
-    return trainer.follow(lr, *theory.gaussian_loss_and_gradients(trainer.weights, trainer.p))
+    """One step down the theory's own loss, in the place of Trainer.step: no sample, large-scale statistics only.
+
+    The gradients, of the order of p/n_sparse, are scaled up: Adam's steps don't depend on that, but for its ε.
+    """
+    loss, slopes = theory.gaussian_loss_and_gradients(trainer.weights, trainer.p)
+    return trainer.follow(lr, loss, [slope * np.float32(trainer.n_sparse / trainer.p) for slope in slopes])
 
 
 def learning_rate(step, steps, peak):
@@ -340,7 +345,7 @@ def draw_ratio(path, rows, p):
         losses = [CURVES[key][1](ratio, p) for ratio in ratios]
         axes.plot(ratios, losses, color=COLOURS[key], zorder=1)
         label_line(axes, ratios[place], losses[place], CURVES[key][0], COLOURS[key], offset=offset)
-    for row, marker in zip([row for row in rows if row.error], "o^vs" if len(rows) == 9 else "o^s"):
+    for row, marker in zip([row for row in rows if row.key not in (*CURVES, "own")], "o^vs" if len(rows) == 9 else "o^s"):
         axes.plot(row.r, row.loss, marker, color=COLOURS[row.key], label=row.name, ms=7, markeredgecolor="white", zorder=2)
     critical = theory.critical_ratio(p)
     if ratios[0] < critical < 1:
@@ -365,6 +370,7 @@ def start_trainer(given, checkpoint, default_rate):
         rug.require(peak is None or isinstance(peak, (int, float)) and 0 < peak < math.inf, "lr", peak, "a positive finite number")
         rug.require_fraction("ratio", ratio)
         rug.require_integer("n_sparse", settings["n_sparse"], 1)
+        theory.variance(settings["p"])  # its ValueError, before anything is changed
         trainer = rug.Trainer(n_dense=round(ratio * settings["n_sparse"]), threads=threads, **settings)
         if os.path.exists(checkpoint):  # nobody's interrupted run is lost by forgetting --resume
             os.replace(checkpoint, checkpoint + ".previous")
@@ -433,6 +439,8 @@ def main_job(given):
 
 def theory_job(given):
     """Descend on the theory, then measure what was reached on samples."""
+    alien = set(given) & {"batch", "init", "threads"}
+    rug.require(not alien, "flags of `theory`", ", ".join(alien), "those of `python train.py theory --help`")
     out = given.pop("out", ".")
     runs, figures = writable(out, "runs"), writable(out, "figures")
     checkpoint = os.path.join(runs, "theory-checkpoint.npz")
@@ -457,7 +465,7 @@ def theory_job(given):
     print_numbers({"reached": numbers, "symmetric optimum": theory.Statistics(
         (best.a, 0), (best.b, 0), (best.b, 0), (best.sigma, 0), (0, 0), (0, 0))})
     diagonal = theory.feature_statistics(model, p).a
-    print(f"{np.mean(diagonal > threshold(p)):.1%} of the features kept (theory: {kept:.1%}), {rug.dead_features(model, p).sum()} dead; "
+    print(f"{kept_share(diagonal, r, p):.1%} of the features kept (theory: {kept:.1%}), {rug.dead_features(model, p).sum()} dead; "
           f"{spent:.1f} s of training in all.")
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     left.plot(trainer.losses, color=COLOURS["trained"], label="descending on the theory")
@@ -466,9 +474,11 @@ def theory_job(given):
         left.axhline(theory.dropping_loss(r, p), color=COLOURS["theory"], ls="--", lw=1, label="with features dropped")
     left.set(yscale="log" if best.loss else "linear", xlabel="step", ylabel="loss per feature, computed")
     left.legend(frameon=False)
-    right.hist(diagonal, np.linspace(min(0, diagonal.min()), 1.1 * max(diagonal.max(), best.a), 80), color=COLOURS["trained"])
+    width = 0.02 * max(abs(diagonal).max(), best.a)  # and a bin around the optimum's a
+    bins = best.a + width * (np.arange(-102, 103) + 0.5)
+    right.hist(diagonal, bins[(bins > diagonal.min() - 3 * width) & (bins < diagonal.max() + 3 * width)], color=COLOURS["trained"])
+    right.set(xlabel="$W_{ii}$ (line: the symmetric optimum's a)", ylabel="features", xlim=(min(0, diagonal.min() - width), None))
     right.axvline(best.a, color=COLOURS["theory"], lw=1)
-    right.set(xlabel="$W_{ii}$ (line: the symmetric optimum's a)", ylabel="features")
     save_figure(figure, os.path.join(figures, "theory.png"))
     print(f"Model: {runs}/theory-model.npz.")
 
@@ -887,7 +897,7 @@ def draw_exact(path, scale, results):
         model = make_model(point)[0]
         model = model.autoencoder() if point.kind == "rug" else model
         numbers, best = theory.feature_statistics(model, point.p), theory.optimum(point.n_dense / point.n_sparse, point.p).loss
-        gaussian = theory.gaussian_terms(numbers.a, numbers.effective_bias, numbers.sigma, point.p)[0].mean()
+        gaussian = theory.gaussian_losses(numbers.a, numbers.effective_bias, numbers.sigma, point.p).mean()
         began = time.perf_counter()
         exact = theory.exact_loss(model, point.p)
         spent = time.perf_counter() - began
@@ -915,9 +925,9 @@ def draw_exact(path, scale, results):
 PHASE_PS, MULTIPLES = (0.03, 0.1, 0.3), (0.4, 0.6, 0.8, 1.25, 1.6)  # p, and r over the tangent ratio r*
 
 
-def threshold(p):
-    """Features with W_ii above this count as kept: half of what theory gives to those it keeps."""
-    return theory.optimum(theory.tangent_ratio(p), p).a / 2
+def kept_share(diagonal, r, p):
+    """The share of features with a W_ii above half of what theory gives to those that it keeps."""
+    return np.mean(diagonal > theory.optimum(min(r / theory.kept_fraction(r, p), 1.0), p).a / 2)
 
 
 def phase_point(scale, kind, multiple, p):
@@ -927,7 +937,7 @@ def phase_point(scale, kind, multiple, p):
 
 def draw_phases(path, scale, results):
     """Map of the predicted fraction of dropped features with the trained ones on it; histograms of W_ii at one p."""
-    ps, ratios = np.geomspace(0.005, 0.6, 30), np.geomspace(0.01, 1, 200)
+    ps, ratios = np.geomspace(0.005, 0.6, 24), np.geomspace(0.01, 1, 200)
     tangents = np.array([theory.tangent_ratio(p) for p in ps])
     figure, axes = plt.subplot_mosaic([["trained", "theory", "above"], ["trained", "theory", "below"]], figsize=(13, 5.6),
                                       layout="constrained")
@@ -937,8 +947,8 @@ def draw_phases(path, scale, results):
         axes[kind].plot(ps, tangents, "w", lw=2)
         some = [point for point in results if point.kind == kind]
         axes[kind].scatter([point.p for point in some], [point.n_dense / point.n_sparse for point in some], 130,
-                           [np.mean(results[point]["a"] <= threshold(point.p)) for point in some], cmap="viridis", vmin=0,
-                           vmax=1, edgecolors="white", linewidths=1.5)
+                           [1 - kept_share(results[point]["a"], point.n_dense / point.n_sparse, point.p) for point in some],
+                           cmap="viridis", vmin=0, vmax=1, edgecolors="white", linewidths=1.5)
         axes[kind].set(xscale="log", yscale="log", xlabel="p", ylabel="ratio r", title=f"{name}, n_sparse {some[0].n_sparse}")
     figure.colorbar(image, ax=axes["theory"], label="dropped features: predicted (ground), found (discs)")
     for place, multiple in (("above", 1.6), ("below", 0.6)):
@@ -956,7 +966,7 @@ def draw_phases(path, scale, results):
         r = points[0].n_dense / points[0].n_sparse
         lines.append([f"{p:g}", f"{r:.4f}", f"{r / theory.tangent_ratio(p):.2f}", f"{1 - theory.kept_fraction(r, p):.2f}"] + [
             cell for point in points for cell in (
-                f"{np.mean(results[point]['a'] <= threshold(p)):.2f}",
+                f"{1 - kept_share(results[point]['a'], r, p):.2f}",
                 f"{results[point]['loss'] / theory.dropping_loss(r, p):.3f} ± {results[point]['error'] / theory.dropping_loss(r, p):.3f}")])
     print_table(["p", "r", "r / r*", "dropped: predicted", "trained on samples", "loss / predicted", "trained on theory",
                  "loss / predicted"], lines)
@@ -1013,8 +1023,12 @@ def code_points(scale):
 
 def draw_codes(path, scale, results):
     """Who wins where, a trained block beside a forged one, and what the advantage costs: three pictures."""
-    draw_blocks(path[:-4] + "-block.png", results)
-    draw_costs(path[:-4] + "-cost.png", scale, results)
+    found = next(result for point, result in results.items() if point[:3] == ("block", 12, 3))
+    left, singular, right = np.linalg.svd(found["corner"].astype(float))
+    root = np.sqrt(singular[:3])  # of all factors of W those with the least norms
+    block = rug.Autoencoder(right[:3].T * root, left[:, :3] * root, found["corner_bias"].astype(float))
+    draw_blocks(path[:-4] + "-block.png", block, results)
+    draw_costs(path[:-4] + "-cost.png", block, scale, results)
     draw_winners(path, scale, results)
 
 
@@ -1047,7 +1061,8 @@ def draw_winners(path, scale, results):
 
 
 def draw_map(axes):
-    """A map over (r, p) of the best mixture's larger part, with lines of the rug's loss over the mixture's."""
+    """A map over (r, p) of the code with the largest part in the best mixture, beside dropped and exact features, with lines
+    of the rug's loss over the mixture's."""
     kinds = ("linear", "rug", "regular", "digon", "priority")
     ps, ratios = np.geomspace(1e-3, 0.9, 16), np.geomspace(0.01, 0.98, 50)
     winners, gains = np.empty((2, len(ratios), len(ps)))
@@ -1060,7 +1075,7 @@ def draw_map(axes):
     for k, kind in enumerate(kinds):
         if k in winners:
             axes.plot([], [], "s", color=COLOURS[kind], label=kind)
-    axes.set(xscale="log", yscale="log", xlabel="p", ylabel="ratio r", title="larger part of the best mixture; lines: rug / mixture")
+    axes.set(xscale="log", yscale="log", xlabel="p", ylabel="ratio r", title="best code beside dropped and exact features; lines: rug / mixture")
     axes.legend(fontsize=8, loc="lower left")
     print(f"rug over best mixture: at most {gains.max():.2f} for r ≥ {ratios[0]:g}, p ≥ {ps[0]:g}")
 
@@ -1068,26 +1083,29 @@ def draw_map(axes):
 SHOWN_RATIOS = (0.02, 0.05, 0.1, 0.2, 0.25, 0.4, 0.5, 0.7, 0.9)
 
 
-def draw_blocks(path, results):
+def draw_blocks(path, block, results):
     """W of the trained block of 12 features in 3 hidden units, and of the priority code of that size, loudest first."""
-    trained = next(result for point, result in results.items() if point[:3] == ("block", 12, 3))["corner"]
-    forged = forge.priority_code(12, 3, 10)
+    models = {"trained": block, "forged, separation 10": forge.priority_code(12, 3, 10)}
     figure, both = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    for axes, (name, w) in zip(both, (("trained", trained), ("forged, separation 10", forged.decoder @ forged.encoder.T))):
+    for axes, (name, model) in zip(both, models.items()):
+        w = model.decoder @ model.encoder.T
         loudness = np.sqrt(np.linalg.norm(w, axis=0) / np.linalg.norm(w, axis=1))  # no change of basis changes W
         order = np.argsort(-loudness)
         image = axes.imshow(w[np.ix_(order, order)], cmap="RdBu_r", norm=SymLogNorm(0.1, vmin=-100, vmax=100))
         axes.set(title=f"{name}: 12 features in 3 hidden units", xlabel="feature j, by falling loudness", ylabel="feature i")
-        print(f"{name}: loudness √(‖column‖/‖row‖) {', '.join(f'{x:.2g}' for x in loudness[order])}; W_ij from {w.min():.3g} to "
+        ordered = np.sign(w[np.ix_(order, order)])
+        print(f"{name}: negative W_ij, quieter from louder {np.mean(ordered[np.tril_indices(12, -1)] < 0):.0%}, louder from quieter "
+              f"{np.mean(ordered[np.triu_indices(12, 1)] < 0):.0%}; loudness √(‖column‖/‖row‖) {', '.join(f'{x:.2g}' for x in loudness[order])}; W_ij from {w.min():.3g} to "
               f"{(w - 2 * np.diag(np.diag(w))).max():.3g} off the diagonal")
     figure.colorbar(image, ax=both, label="W[i, j]")
     save_figure(figure, path)
     for point, result in results.items():
         if point.kind == "block":
             r = point.n_dense / point.n_sparse
+            forged = [theory.exact_loss(forge.priority_code(*point[1:3], 1000, closed), point.p) for closed in (False, True)]
             print(f"best of five trained blocks, {point.n_sparse} in {point.n_dense}, p {point.p:g}: loss {result['loss']:.5f} ± "
-                  f"{result['error']:.5f}, rug (with dropping) {theory.dropping_loss(r, point.p):.5f}, priority code "
-                  f"{theory.priority_loss(r, point.p):.5f}, closed {theory.priority_loss(r, point.p, closed=True):.5f}")
+                  f"{result['error']:.5f}, rug (with dropping) {theory.dropping_loss(r, point.p):.5f}, priority code of "
+                  f"that size {forged[0]:.5f}, closed {forged[1]:.5f}")
 
 
 class NoisyHidden:
@@ -1105,7 +1123,7 @@ class NoisyHidden:
         return np.maximum(hidden @ self.model.decoder.T + self.model.bias, 0)
 
 
-def draw_costs(path, scale, results):
+def draw_costs(path, block, scale, results):
     """Why training misses the code, and what it costs: four panels at (r, p) = (0.25, 0.045)."""
     r, p = 0.25, 0.045
     figure, ((steps, rates), (noise, norms)) = plt.subplots(2, 2, figsize=(11, 8), layout="constrained", sharey=True)
@@ -1131,23 +1149,28 @@ def draw_costs(path, scale, results):
     rates.plot(factors, after, "o-", color=COLOURS["trained"])
     rates.set(xscale="log", xlabel="rate over the usual one", title=f"{scale.size_steps} steps of training from the code, separation 10")
     levels = 10.0**np.arange(-12, 1)
-    models = {"rug": rug_at(256, r, p, 0).autoencoder()} | {s: forge.priority_code(256, 64, s) for s in (2, 3, 5, 10, 30, 100)}
+    models = {"rug": rug_at(256, r, p, 0).autoencoder(), "trained block, 12 in 3": forge.tile(block, 21)} | {
+        f"code, separation {s}": forge.priority_code(256, 64, s) for s in (2, 3, 5, 10, 30, 100)}
     for k, (name, model) in enumerate(models.items()):
         losses, errors = np.transpose([rug.evaluate(NoisyHidden(model, level, p), p, 2**12, seed=1) for level in (0, *levels)])
-        colour = COLOURS["rug"] if name == "rug" else plt.get_cmap("Greys")(0.3 + 0.12 * k)
-        noise.plot(levels, losses[1:], color=colour, label=name if name == "rug" else f"code, separation {name}")
+        colour = COLOURS.get(name.split()[0], plt.get_cmap("Greys")(0.2 + 0.11 * k))
+        noise.plot(levels, losses[1:], color=colour, label=name)
         forged = losses if name == "rug" else forged
         better = [level for level, mine, its in zip((0, *levels), losses, forged) if mine < its]
-        print(f"{'rug' if name == 'rug' else f'code, separation {name}'}: loss without noise {losses[0]:.5f} ± "
+        print(f"{name}: loss without noise {losses[0]:.5f} ± "
               f"{errors[0]:.5f}, with noise of 0.1 {losses[-2]:.3g} ± {errors[-2]:.1g}" + ("" if name == "rug" else f"; better than the rug up to a noise of {better[-1]:.2g}"
                                      if better else "; never better than the rug"))
     noise.set(xscale="log", ylabel="loss per feature", xlabel="noise in the hidden units / their root mean square",
               title="256 features, noise in the hidden units")
+    def nuclear(model):  # half the least ‖encoder‖² + ‖decoder‖² that make this W: what weight decay sees
+        return np.linalg.norm(model.decoder @ model.encoder.T, "nuc") / model.n_sparse
+
     separations = np.geomspace(1.2, 1000, 60)
-    blocks = [forge.priority_code(8, 2, s) for s in separations]
-    losses = [theory.exact_loss(block, p) for block in blocks]
-    cost = [np.linalg.norm(block.decoder @ block.encoder.T, "nuc") / 8 for block in blocks]
+    codes = [forge.priority_code(8, 2, s) for s in separations]
+    losses, cost = [theory.exact_loss(code, p) for code in codes], [nuclear(code) for code in codes]
     norms.plot(cost, losses, color=COLOURS["priority"], label="code")
+    norms.plot(nuclear(block), theory.exact_loss(block, p), "o", color=COLOURS["trained"], label="trained block, 12 in 3")
+    print(f"the trained block, 12 in 3: exact loss {theory.exact_loss(block, p):.5f}, nuclear norm {nuclear(block):.3g} a feature")
     norms.plot(theory.optimum(r, p).a, theory.optimum(r, p).loss, "o", color=COLOURS["rug"], label="rug")
     k = next(k for k, loss in enumerate(losses) if loss < theory.optimum(r, p).loss)
     print(f"the code is better than the rug from separation {separations[k]:.2g} on; nuclear norm of W there {cost[k]:.3g} a feature, "
@@ -1232,6 +1255,7 @@ def figures_job(job, given):
     chosen = {job: BEYOND[job]} if job in BEYOND else {"paper-" + figure: FIGURES[figure] for figure in FIGURES if name in ("all", figure)}
     points = {point for needs, _ in chosen.values() for point in needs(SCALES[scale])}
     points = sorted(points, key=lambda point: (point.cost(), point))
+    rug.require(points or not shard, f"shard of `{job}`, which trains nothing that is kept", shard, "left out")
     run_sweep(points[k - 1::n], points_folder)
     if shard:
         print(f"Shard {shard} is done. When all are, run the same command without --shard.")
