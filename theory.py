@@ -343,15 +343,15 @@ def envelope(r, codes):
     """
     if not isinstance(codes, dict) or not all(np.shape(code) == (2,) for code in codes.values()):
         raise ValueError(f"codes must be a dictionary of (ratio, loss), got {codes!r}")
-    best, r = (math.inf,), float(_numbers("r", r))
-    for first, (low, loss) in codes.items():
-        for second, (high, other) in codes.items():
-            if low <= r <= high:
-                f = (high - r) / (high - low) if low < high else 1.0
-                best = min(best, (f * loss + (1 - f) * other, (first, second) if f >= 0.5 else (second, first)))
-    if len(best) == 1:
-        raise ValueError(f"r must be within the ratios of the codes, {sorted(ratio for ratio, _ in codes.values())}, got {r!r}")
-    return best
+    names, (ratios, losses) = list(codes), np.array(list(codes.values()), float).reshape(-1, 2).T
+    r, low, high = float(_numbers("r", r)), ratios[:, None], ratios[None, :]
+    share = np.where(low < high, (high - r) / np.where(low < high, high - low, 1), 1.0)      # of the first code, and
+    mixed = np.where((low <= r) & (r <= high), share * losses[:, None] + (1 - share) * losses, math.inf)  # every second
+    if not np.isfinite(mixed).any():
+        raise ValueError(f"r must be within the ratios of the codes, {sorted(ratios)}, got {r!r}")
+    first, second = np.unravel_index(np.argmin(mixed), mixed.shape)
+    pair = (first, second) if share[first, second] >= 0.5 else (second, first)
+    return float(mixed[first, second]), tuple(names[k] for k in pair)
 
 
 # --------------------------------------------------------------------- 6. the same numbers of a given W
