@@ -350,8 +350,8 @@ def envelope(r, codes):
     if not np.isfinite(mixed).any():
         raise ValueError(f"r must be within the ratios of the codes, {sorted(ratios)}, got {r!r}")
     first, second = np.unravel_index(np.argmin(mixed), mixed.shape)
-    pair = (first, second) if share[first, second] >= 0.5 else (second, first)
-    return float(mixed[first, second]), tuple(names[k] for k in pair)
+    parts = sorted([(share[first, second], first), (1 - share[first, second], second)], reverse=True)
+    return float(mixed[first, second]), tuple(names[k] for part, k in parts if part > 1e-9)
 
 
 # --------------------------------------------------------------------- 6. the same numbers of a given W

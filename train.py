@@ -456,7 +456,7 @@ def theory_job(given):
     numbers = theory.macroscopics(model, p)
     sampled, exact = rug.evaluate(model, p, enough(n_sparse), trainer.seed), n_sparse <= 1024
     losses = {"symmetric optimum": (best.loss, 0.0),
-              f"the same, {kept:.1%} of the features kept": (theory.dropping_loss(r, p), 0.0),
+              f"the same, {kept:.1%} of the features kept": (theory.dropping_loss(r, p) if kept < 1 else math.nan, 0.0),
               f"reached by descending, {steps} steps": (trainer.losses[-1], 0.0),
               "these weights without the Gaussian": (theory.exact_loss(model, p) if exact else math.nan, 0.0),
               "these weights on samples": sampled}
@@ -1054,7 +1054,7 @@ def draw_winners(path, scale, results):
         axes.set(xscale="log", yscale="log", ylim=(p / 20, 1.3), xlabel="ratio r", ylabel="loss / Var x", title=f"p = {p:g}")
         print_table([f"p = {p:g}, loss / Var x at r ="] + [f"{r:g}" for r in SHOWN_RATIOS], [
             [name] + [f"{loss(r) / var:.4f}" for r in SHOWN_RATIOS] for name, (_, loss) in curves.items()]
-            + [["  which mixes"] + [", ".join(dict.fromkeys(theory.envelope(r, codes)[1])) for r in SHOWN_RATIOS]])
+            + [["  which mixes"] + [", ".join(theory.envelope(r, codes)[1]) for r in SHOWN_RATIOS]])
     grid[0, 0].legend(frameon=False, fontsize=8)
     draw_map(grid[1, 1])
     save_figure(figure, path)
