@@ -512,7 +512,7 @@ def test_gaussian_losses_bear_small_numbers(a, sigma):
 def test_descending_on_the_theory_ends_at_its_optimum(n_sparse, r, p):
     trainer = rug.Trainer(n_sparse, round(r * n_sparse), p, batch=1)
     for step in range(1000):
-        train.descend(trainer, train.learning_rate(step, 1000, train.descent_rate(trainer.n_dense)))
+        train.descend(trainer, train.learning_rate(step, 1000, train.descent_rate(n_sparse, trainer.n_dense)))
     best, numbers = theory.optimum(r, p), theory.macroscopics(trainer.model, p)
     assert trainer.losses[-1] == pytest.approx(best.loss, rel=1e-3)
     assert (numbers.a[0], numbers.effective_bias[0], numbers.sigma[0]) == pytest.approx((best.a, best.b, best.sigma), rel=5e-3)

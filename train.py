@@ -67,9 +67,12 @@ def peak_rate(n_sparse):
     return 60e-3 / math.sqrt(n_sparse)
 
 
-def descent_rate(n_dense):
-    """The default peak rate for descending on the theory; 1.7 times as much is well, 3.3 times kills features."""
-    return 60e-3 / math.sqrt(n_dense)
+def descent_rate(n_sparse, n_dense):
+    """The default peak rate for descending on the theory: at n_sparse 512 1.7 times as much is well, 3.3 times kills features.
+
+    From n_sparse 1024 on it falls: Adam moves all features alike, and their sum, the mean interference, moves the more.
+    """
+    return 60e-3 / math.sqrt(n_dense * max(n_sparse / 1024, 1))
 
 
 @np.errstate(all="ignore")  # a run that diverges shows it by its loss
@@ -445,7 +448,7 @@ def theory_job(given):
     runs, figures = writable(out, "runs"), writable(out, "figures")
     checkpoint = os.path.join(runs, "theory-checkpoint.npz")
     trainer, steps, peak = start_trainer({**({} if "resume" in given else {"steps": 1500, "batch": 1}), **given}, checkpoint,
-                                         lambda trainer: descent_rate(trainer.n_dense))
+                                         lambda trainer: descent_rate(trainer.n_sparse, trainer.n_dense))
     n_sparse, p, r = trainer.n_sparse, trainer.p, trainer.n_dense / trainer.n_sparse
     best, kept = theory.optimum(r, p), theory.kept_fraction(r, p)
     print(f"Descending on the theory: n_sparse {n_sparse}, n_dense {trainer.n_dense}, p {p:g}, lr {peak:.3g}, seed {trainer.seed}.")
@@ -557,7 +560,7 @@ def make_model(point, threads=None, report=lambda step: None, file=""):
     """
     if point.kind in FORGED:
         return FORGED[point.kind](*point[1:4]), []
-    step, peak = ((descend, descent_rate(point.n_dense)) if point.kind == "theory" else
+    step, peak = ((descend, descent_rate(*point[1:3])) if point.kind == "theory" else
                   (rug.Trainer.step, peak_rate(point.n_sparse)))
     found, saved, seeds = [], time.monotonic(), 5 if point.kind == "block" else 1
     for seed in range(seeds):
@@ -1430,7 +1433,7 @@ def make_parser():
                               "alone: descend on the loss computed from every feature's a, b and σ, with no sample at all; then "
                               "measure the weights on samples.")
     add_settings(parser, 4000, "60e-3/√n_sparse")
-    add_settings(descent, 1500, "60e-3/√n_dense")
+    add_settings(descent, 1500, "60e-3/√n_dense, less from n_sparse 1024 on")
     add("--batch", type=number, metavar="N", help="samples a step, 1 or more (default 1024)")
     add("--init", metavar="NAME", help="tied: no feature starts dead (default); paper: the published start")
     add("--threads", type=number, metavar="N", help="threads, 1 or more (default: one a core)")
