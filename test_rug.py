@@ -598,7 +598,7 @@ def test_hostile_files_run_no_code_and_take_no_memory(tmp_path):
     np.savez(tmp_path / "objects.npz", kind="autoencoder", encoder=objects, decoder=objects, bias=objects)
     (tmp_path / "pickle.npz").write_bytes(pickle.dumps(objects[0]))
     np.save(tmp_path / "one.npy", np.ones(4))
-    members = {"claim": header((10**12, 4)), "negative": header((-1, 4)), "short": header((4, 2)) + bytes(20), "objects": header((4, 2), "|O"),
+    members = {"claim": header((10**12, 4)), "negative": header((-1, 4)), "short": header((4, 2)) + bytes(20), "promise": header((4, 2), "|O"),
                "text": b"hello", "nothing": b""}
     for name, content in members.items():
         with zipfile.ZipFile(tmp_path / f"{name}.npz", "w") as archive:
