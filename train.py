@@ -1006,6 +1006,7 @@ def known_codes(p):
     return codes | {f"rug {r:.3f}": (r, theory.optimum(r, p).loss) for r in np.geomspace(max(p, 2e-3), 0.98, 30)}
 
 
+AT = (0.25, 0.045)  # r and p of most of what follows
 BLOCK_SIZES = (8, 12, 16, 24, 32, 64)
 CODE_PS = (0.01, 0.045, 0.3)
 
@@ -1127,67 +1128,84 @@ class NoisyHidden:
 
 
 def draw_costs(path, block, scale, results):
-    """Why training misses the code, and what it costs: four panels at (r, p) = (0.25, 0.045)."""
-    r, p = 0.25, 0.045
+    """Why training misses the code, and what it costs: four panels, all at the r and p of AT."""
     figure, ((steps, rates), (noise, norms)) = plt.subplots(2, 2, figsize=(11, 8), layout="constrained", sharey=True)
-    shades = plt.get_cmap("autumn")
+    draw_sizes(steps, results)
+    draw_rates(rates, scale.size_steps)
+    draw_noise(noise, block)
+    draw_norms(norms, block)
+    for level, kind, name in ((theory.optimum(*AT).loss, "theory", "symmetric theory"),
+                              (theory.priority_loss(*AT), "priority", "priority code, separation ∞")):
+        label_line(steps, 50, level, name, COLOURS[kind], offset=(0, -11))
+        for axes in (steps, rates, noise, norms):
+            axes.axhline(level, color=COLOURS[kind], lw=1, ls="--")
+    for axes in (steps, noise, norms):
+        axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_sizes(axes, results):
+    """Loss against steps for networks of growing size."""
     some = [point for point in results if point.kind == "trained"]
     for k, point in enumerate(some):
         losses = results[point]["losses"]
         means = losses[:len(losses) // 50 * 50].reshape(-1, 50).mean(axis=1)
-        steps.plot(50 * np.arange(1, len(means) + 1), means, color=shades(k / len(some)), label=f"n_sparse {point.n_sparse}")
+        axes.plot(50 * np.arange(1, len(means) + 1), means, color=plt.get_cmap("autumn")(k / len(some)),
+                  label=f"n_sparse {point.n_sparse}")
         print(f"trained, n_sparse {point.n_sparse}, {point.steps} steps: {results[point]['loss']:.5f} ± {results[point]['error']:.5f}")
-    steps.set(xscale="log", xlabel="training step", ylabel="loss per feature", title="training from the tied start")
-    factors, after = 10.0**-np.arange(9), []
+    axes.set(xscale="log", xlabel="training step", ylabel="loss per feature", title="training from the tied start")
+
+
+def draw_rates(axes, steps):
+    """What training makes of the code at smaller and smaller rates."""
+    p, factors, after = AT[1], 10.0**-np.arange(9), []
     for factor in factors:
         trainer, code = rug.Trainer(64, 16, p), forge.priority_code(64, 16, 10)
         for mine, its in zip(trainer.weights, (code.encoder, code.decoder, code.bias)):
             mine[:] = its
-        for step in range(scale.size_steps):
-            trainer.step(learning_rate(step, scale.size_steps, factor * peak_rate(64)))
+        for step in range(steps):
+            trainer.step(learning_rate(step, steps, factor * peak_rate(64)))
         loss, error = rug.evaluate(trainer.model, p, 2**15, seed=1)
         after.append(loss)
-        print(f"{scale.size_steps} steps from the code (separation 10, n_sparse 64) at {factor:g} of the usual rate: {loss:.5f} ± "
-              f"{error:.5f}")
-    rates.plot(factors, after, "o-", color=COLOURS["trained"])
-    rates.set(xscale="log", xlabel="rate over the usual one", title=f"{scale.size_steps} steps of training from the code, separation 10")
-    levels = 10.0**np.arange(-12, 1)
+        print(f"{steps} steps from the code (separation 10, n_sparse 64) at {factor:g} of the usual rate: {loss:.5f} ± {error:.5f}")
+    axes.plot(factors, after, "o-", color=COLOURS["trained"])
+    axes.set(xscale="log", xlabel="rate over the usual one", title=f"{steps} steps of training from the code, separation 10")
+
+
+def draw_noise(axes, block):
+    """Loss against the noise in the hidden units: rug, trained block, codes of several separations."""
+    (r, p), levels = AT, 10.0**np.arange(-12, 1)
     models = {"rug": rug_at(256, r, p, 0).autoencoder(), "trained block, 12 in 3": forge.tile(block, 21)} | {
         f"code, separation {s}": forge.priority_code(256, 64, s) for s in (2, 3, 5, 10, 30, 100)}
     for k, (name, model) in enumerate(models.items()):
         losses, errors = np.transpose([rug.evaluate(NoisyHidden(model, level, p), p, 2**12, seed=1) for level in (0, *levels)])
-        colour = COLOURS.get(name.split()[0], plt.get_cmap("Greys")(0.2 + 0.11 * k))
-        noise.plot(levels, losses[1:], color=colour, label=name)
-        forged = losses if name == "rug" else forged
-        better = [level for level, mine, its in zip((0, *levels), losses, forged) if mine < its]
-        print(f"{name}: loss without noise {losses[0]:.5f} ± "
-              f"{errors[0]:.5f}, with noise of 0.1 {losses[-2]:.3g} ± {errors[-2]:.1g}" + ("" if name == "rug" else f"; better than the rug up to a noise of {better[-1]:.2g}"
-                                     if better else "; never better than the rug"))
-    noise.set(xscale="log", ylabel="loss per feature", xlabel="noise in the hidden units / their root mean square",
-              title="256 features, noise in the hidden units")
-    def nuclear(model):  # half the least ‖encoder‖² + ‖decoder‖² that make this W: what weight decay sees
+        axes.plot(levels, losses[1:], color=COLOURS.get(name.split()[0], plt.get_cmap("Greys")(0.2 + 0.11 * k)), label=name)
+        rugs = losses if name == "rug" else rugs
+        better = [level for level, mine, its in zip((0, *levels), losses, rugs) if mine < its]
+        print(f"{name}: loss without noise {losses[0]:.5f} ± {errors[0]:.5f}, with noise of 0.1 {losses[-2]:.3g} ± {errors[-2]:.1g}; "
+              + (f"better than the rug up to a noise of {better[-1]:.2g}" if better else "nowhere better than the rug"))
+    axes.set(xscale="log", ylabel="loss per feature", xlabel="noise in the hidden units / their root mean square",
+             title="252 to 256 features, noise in the hidden units")
+
+
+def draw_norms(axes, block):
+    """Exact loss against the norm of the weights: the code at many separations, the trained block, the rug."""
+    (r, p), separations = AT, np.geomspace(1.2, 1000, 60)
+
+    def nuclear(model):
+        """The nuclear norm of W over n_sparse: half the least ‖encoder‖² + ‖decoder‖² that make this W."""
         return np.linalg.norm(model.decoder @ model.encoder.T, "nuc") / model.n_sparse
 
-    separations = np.geomspace(1.2, 1000, 60)
     codes = [forge.priority_code(8, 2, s) for s in separations]
-    losses, cost = [theory.exact_loss(code, p) for code in codes], [nuclear(code) for code in codes]
-    norms.plot(cost, losses, color=COLOURS["priority"], label="code")
-    norms.plot(nuclear(block), theory.exact_loss(block, p), "o", color=COLOURS["trained"], label="trained block, 12 in 3")
-    print(f"the trained block, 12 in 3: exact loss {theory.exact_loss(block, p):.5f}, nuclear norm {nuclear(block):.3g} a feature")
-    norms.plot(theory.optimum(r, p).a, theory.optimum(r, p).loss, "o", color=COLOURS["rug"], label="rug")
-    k = next(k for k, loss in enumerate(losses) if loss < theory.optimum(r, p).loss)
-    print(f"the code is better than the rug from separation {separations[k]:.2g} on; nuclear norm of W there {cost[k]:.3g} a feature, "
-          f"the rug's {theory.optimum(r, p).a:.3g}")
-    norms.set(xscale="log", yscale="log", ylim=(1e-3, 0.1), xlabel="nuclear norm of W / n_sparse", title="separations 1.2 to 1000")
-    norms.legend(frameon=False, fontsize=8)
-    for level, kind, name in ((theory.optimum(r, p).loss, "theory", "symmetric theory"),
-                              (theory.priority_loss(r, p), "priority", "priority code, separation ∞")):
-        label_line(steps, 50, level, name, COLOURS[kind], offset=(0, -11))
-        for axes in (steps, rates, noise, norms):
-            axes.axhline(level, color=COLOURS[kind], lw=1, ls="--")
-    steps.legend(frameon=False, fontsize=8)
-    noise.legend(frameon=False, fontsize=8)
-    save_figure(figure, path)
+    losses, norms = [theory.exact_loss(code, p) for code in codes], [nuclear(code) for code in codes]
+    best, exact = theory.optimum(r, p), theory.exact_loss(block, p)
+    axes.plot(norms, losses, color=COLOURS["priority"], label="code")
+    axes.plot(nuclear(block), exact, "o", color=COLOURS["trained"], label="trained block, 12 in 3")
+    axes.plot(best.a, best.loss, "o", color=COLOURS["rug"], label="rug")
+    axes.set(xscale="log", yscale="log", ylim=(1e-3, 0.1), xlabel="nuclear norm of W / n_sparse", title="separations 1.2 to 1000")
+    k = next(k for k, loss in enumerate(losses) if loss < best.loss)
+    print(f"exact losses and nuclear norms over n_sparse: rug {best.loss:.5f}, {best.a:.3g}; trained block, 12 in 3 {exact:.5f}, "
+          f"{nuclear(block):.3g}; the code is better than the rug from separation {separations[k]:.2g} on, {norms[k]:.3g}")
 
 
 def draw_bounds(path, scale, results):
