@@ -76,9 +76,9 @@ def persian_rug(n_sparse, n_dense, p, seed):
     more loss. Then Σ_j W_ij = 0, so that the interference has mean μ = (p/2)(0 − a); b − μ makes the effective bias b.
     Raises ValueError if n_sparse is no power of two or n_dense not in 1 … n_sparse.
     """
-    rug.require_integer("n_sparse", n_sparse, 1)
+    n_sparse = rug.require_integer("n_sparse", n_sparse, 1)
     rug.require(n_sparse & (n_sparse - 1) == 0, "n_sparse of a Hadamard matrix", n_sparse, "a power of two")
-    rug.require_integer("n_dense", n_dense, 1, n_sparse)
+    n_dense = rug.require_integer("n_dense", n_dense, 1, n_sparse)
     rug.require_integer("seed", seed, 0, 2**63 - 1)
     best = theory.optimum(n_dense / n_sparse, p)
     rng = np.random.default_rng(seed)
@@ -94,8 +94,8 @@ def random_projector(n_sparse, n_dense, p, seed):
     a and b are theory.optimum's; each feature's bias is b minus the mean of its own interference.
     Raises ValueError for n_dense not in 1 … n_sparse, p outside (0, 1], or a basis too large for memory.
     """
-    rug.require_integer("n_sparse", n_sparse, 1)
-    rug.require_integer("n_dense", n_dense, 1, n_sparse)
+    n_sparse = rug.require_integer("n_sparse", n_sparse, 1)
+    n_dense = rug.require_integer("n_dense", n_dense, 1, n_sparse)
     rug.require_integer("seed", seed, 0, 2**63 - 1)
     rug.require_memory(f"a basis of {n_sparse} × {n_dense}", 24 * n_sparse * n_dense)
     best = theory.optimum(n_dense / n_sparse, p)
@@ -107,7 +107,7 @@ def random_projector(n_sparse, n_dense, p, seed):
 
 def side_by_side(models):
     """One rug.Autoencoder of several, each on features and hidden units of its own. ValueError if none or too large."""
-    rug.require(len(models) > 0 and all(isinstance(model, rug.Autoencoder) for model in models), "models", models,
+    rug.require(isinstance(models, (list, tuple)) and len(models) > 0 and all(isinstance(model, rug.Autoencoder) for model in models), "models", models,
                 "one or more rug.Autoencoders")
     n_sparse, n_dense = (sum(getattr(model, name) for model in models) for name in ("n_sparse", "n_dense"))
     rug.require_memory(f"a model of {n_sparse} × {n_dense}", 16 * n_sparse * n_dense)
@@ -123,7 +123,7 @@ def side_by_side(models):
 
 def tile(model, copies):
     """`copies` of a rug.Autoencoder down the diagonal: copies times the features and hidden units, the same loss."""
-    rug.require_integer("copies", copies, 1)
+    copies = rug.require_integer("copies", copies, 1)
     rug.require(isinstance(model, rug.Autoencoder), "model", model, "a rug.Autoencoder")
     rug.require_memory(f"{copies} copies", 16 * copies**2 * model.n_sparse * model.n_dense)
     return side_by_side([model] * copies)
@@ -134,7 +134,7 @@ def digons(n_sparse, c=1.0):
 
     A feature is disturbed only when its partner is on as well: loss theory.digon_loss(p, c), least at c = 1/3.
     """
-    rug.require_integer("n_sparse", n_sparse, 2)
+    n_sparse = rug.require_integer("n_sparse", n_sparse, 2)
     rug.require(n_sparse % 2 == 0, "n_sparse of digons", n_sparse, "even")
     rug.require_fraction("c", c)
     return tile(rug.Autoencoder(np.array([[1], [-c]]), np.array([[1], [-1 / c]]), np.zeros(2)), n_sparse // 2)
@@ -169,10 +169,11 @@ def priority_code(n_sparse, n_dense, separation=100, closed=False):
     theory.priority_loss as separation → ∞; `closed` blocks lose less. Returns a float64 rug.Autoencoder. ValueError for
     n_dense not in 1 … n_sparse, a separation ≤ 1 or too large for float64, or more than a digon in n_dense = 1.
     """
-    rug.require_integer("n_sparse", n_sparse, 1)
-    rug.require_integer("n_dense", n_dense, 1, n_sparse)
+    n_sparse = rug.require_integer("n_sparse", n_sparse, 1)
+    n_dense = rug.require_integer("n_dense", n_dense, 1, n_sparse)
     rug.require(n_dense > 1 or n_sparse <= 2, "n_sparse of a priority code with n_dense 1", n_sparse, "1 or 2")
-    rug.require(isinstance(separation, Real) and 1 < separation < np.inf, "separation", separation, "a finite number above 1")
+    rug.require(isinstance(separation, Real) and 1 < separation < 1e300, "separation", separation, "a number above 1, below 1e300")
+    separation = float(separation)
     digon = digons(2) if n_sparse > n_dense else rug.Autoencoder(*np.ones((2, 1, 1)), np.zeros(1))
     left = [digon] * (n_dense % 2)
     blocks, features = n_dense // 2, n_sparse - sum(model.n_sparse for model in left)

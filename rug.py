@@ -52,12 +52,14 @@ def kernel(function):
 def require(condition, name, value, allowed):
     """Raise the ValueError for a mistaken argument: its name, its value and what is allowed."""
     if not condition:
+        value = value.item() if isinstance(value, np.generic) else value
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 def require_integer(name, value, low, high=2**31 - 1):
-    """ValueError unless `value` is a whole number in low … high."""
+    """`value` as Python's int, which can't overflow; ValueError unless it is a whole number in low … high."""
     require(isinstance(value, Integral) and low <= value <= high, name, value, f"a whole number in {low} … {high}")
+    return int(value)
 
 
 def require_fraction(name, value):
@@ -134,8 +136,7 @@ def sample(batch, n_sparse, p, seed, step=0):
     Returns `batch` Sparse rows; `.dense()` gives them as (batch, n_sparse). Row k depends on (seed, step, k) alone.
     Raises ValueError for p outside (0, 1], batch or n_sparse < 1, seed or step < 0.
     """
-    require_integer("batch", batch, 1)
-    require_integer("n_sparse", n_sparse, 1)
+    batch, n_sparse = require_integer("batch", batch, 1), require_integer("n_sparse", n_sparse, 1)
     require_fraction("p", p)
     require_integer("seed", seed, 0, 2**63 - 1)
     require_integer("step", step, 0, 2**63 - 1)
@@ -165,15 +166,18 @@ class Autoencoder:
 
     def __init__(self, encoder, decoder, bias):
         arrays = [np.asarray(array) for array in (encoder, decoder, bias)]
+        for name, array in zip(Gradients._fields, arrays):
+            require(array.dtype.kind in "fiu", name, array.dtype.name, "real numbers")
         dtype = np.float64 if all(array.dtype == np.float64 for array in arrays) else np.float32
+        with np.errstate(over="ignore"):
+            arrays = [np.ascontiguousarray(array, dtype).reshape(array.shape) for array in arrays]
         shape = arrays[0].shape
         require(len(shape) == 2 and 1 <= shape[1] <= shape[0], "encoder's shape", shape,
                 "(n_sparse, n_dense) with 1 ≤ n_dense ≤ n_sparse")
         for name, array, expected in zip(Gradients._fields, arrays, (shape, shape, shape[:1])):
             require(array.shape == expected, f"{name}'s shape", array.shape, expected)
-            require(array.dtype.kind in "fiu" and np.isfinite(array).all(), name, array.dtype.name,
-                    "finite real numbers without NaN")
-        self.encoder, self.decoder, self.bias = (np.ascontiguousarray(array, dtype) for array in arrays)
+            require(np.isfinite(array).all(), name, array.dtype.name, "finite real numbers without NaN")
+        self.encoder, self.decoder, self.bias = arrays
         self.n_sparse, self.n_dense = shape
 
     def forward(self, x):
@@ -232,7 +236,8 @@ def evaluate(model, p, samples, seed):
     NaN for one sample. Raises ValueError for p outside (0, 1], samples < 1, seed < 0.
     """
     require(callable(getattr(model, "forward", None)) and hasattr(model, "n_sparse"), "model", model, "one with n_sparse and forward(x)")
-    require_integer("samples", samples, 1)
+    require_integer("model's n_sparse", model.n_sparse, 1)
+    samples = require_integer("samples", samples, 1)
     at_once = max(1, 2**21 // model.n_sparse)
     losses = []  # of each sample: samples are independent, features of one sample are not
     for start in range(0, samples, at_once):
@@ -399,18 +404,16 @@ class Trainer:
     STATE = [(kind, name) for kind in ("weights", "means", "squares") for name in Gradients._fields]
 
     def __init__(self, n_sparse, n_dense, p, batch=1024, seed=0, init="tied", threads=None):
-        require_integer("n_sparse", n_sparse, 1)
-        require_integer("n_dense", n_dense, 1, n_sparse)
+        n_sparse = require_integer("n_sparse", n_sparse, 1)
+        n_dense = require_integer("n_dense", n_dense, 1, n_sparse)
         require_fraction("p", p)
-        require_integer("batch", batch, 1)
-        require_integer("seed", seed, 0, 2**63 - 1)
+        batch, seed = require_integer("batch", batch, 1), require_integer("seed", seed, 0, 2**63 - 1)
         require(isinstance(init, str) and init in STARTS, "init", init, "one of " + ", ".join(STARTS))
-        require_integer("threads", cores() if threads is None else threads, 1, 1024)
+        threads = min(require_integer("threads", cores() if threads is None else threads, 1, 1024), batch, n_sparse)
         require_memory(f"training n_sparse {n_sparse}, n_dense {n_dense}, batch {batch}",
-                       4 * (6 * n_sparse * n_dense + (2 + 4 * p) * batch * n_sparse))
-        self.n_sparse, self.n_dense, self.p = int(n_sparse), int(n_dense), float(p)
-        self.batch, self.seed, self.init = int(batch), int(seed), init
-        self.threads = min(threads or cores(), batch, n_sparse)
+                       4 * (6 * n_sparse * n_dense + (2 + 4 * p) * batch * n_sparse + threads * (BLOCK * n_dense + n_sparse)))
+        self.n_sparse, self.n_dense, self.p = n_sparse, n_dense, float(p)
+        self.batch, self.seed, self.init, self.threads = batch, seed, init, threads
         start = STARTS[init](n_sparse, n_dense, np.random.default_rng(seed))
         self.weights = Gradients(*(array.astype(np.float32) for array in start))
         self.means = Gradients(*(np.zeros_like(array) for array in self.weights))    # Adam's m
@@ -442,7 +445,7 @@ class Trainer:
     def step(self, lr):
         """Train on one fresh batch at learning rate `lr` and return the batch's loss before the step.
 
-        Raises ValueError unless lr is positive and finite. Interrupting it leaves the weights half updated.
+        Raises ValueError unless lr is positive and at most 1e30. Interrupting it leaves the weights half updated.
         """
         rates = self._rates(lr)
         self._share(self._by_samples)
@@ -453,8 +456,9 @@ class Trainer:
     def follow(self, lr, loss, gradients):
         """One step of Adam along `gradients` that were found elsewhere, without a sample; `loss` is recorded.
 
-        Raises ValueError unless lr is positive and finite and the gradients have their parameters' shapes.
+        Raises ValueError unless lr is positive and at most 1e30 and the gradients have their parameters' shapes.
         """
+        require(isinstance(gradients, (tuple, list)), "gradients", gradients, "those of encoder, decoder and bias")
         shapes = [np.shape(gradient) for gradient in gradients]
         require(shapes == [weight.shape for weight in self.weights], "gradients' shapes", shapes, "those of encoder, decoder and bias")
         for weight, mean, square, gradient in zip(self.weights, self.means, self.squares, gradients):
@@ -464,7 +468,7 @@ class Trainer:
 
     def _rates(self, lr):
         """What `adam` needs at the next step t: lr / (1 − β₁ᵗ) and 1 / √(1 − β₂ᵗ)."""
-        require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", lr, "a positive finite number")
+        require(isinstance(lr, Real) and 0 < lr <= 1e30, "lr", lr, "a positive number, at most 1e30")
         t = len(self.losses) + 1
         return np.float32(lr / (1 - 0.9**t)), np.float32(1 / math.sqrt(1 - 0.999**t))
 
@@ -593,9 +597,11 @@ def replacing(path):
 
 def save_npz(path, kind, notes, **arrays):
     """Write arrays as .npz under exactly `path`, with the caller's `notes` (numbers or strings) and the provenance."""
-    notes = {"note_" + name: value for name, value in (provenance() | notes).items()}
+    arrays |= {"note_" + name: value for name, value in (provenance() | notes).items()}
+    for name, array in arrays.items():
+        require(np.asarray(array).dtype.kind in "fiubU", name, array, "numbers or strings")
     with replacing(path) as file:
-        np.savez(file, kind=kind, **arrays, **notes)
+        np.savez(file, kind=kind, **arrays)
 
 
 def load_npz(path, kind, names=()):
@@ -604,6 +610,7 @@ def load_npz(path, kind, names=()):
     Raises OSError if there is no such file; ValueError if it is damaged, claims to hold more than it does (so that no
     memory is asked for before the claim is checked), is of another kind (None: any) or lacks one of `names`.
     """
+    require(isinstance(path, (str, os.PathLike)), "path", path, "that of a file")
     require(os.path.isfile(path) or not os.path.exists(path), "path", str(path), "a file")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -631,4 +638,7 @@ def read_array(archive, member):
         content = stream.read()  # as long as the file at most; checks the sum at its end
     require(not dtype.hasobject and not fortran and dtype.itemsize * math.prod(shape) == len(content), member.filename,
             (str(dtype), shape, len(content)), "an array of numbers or strings as long as its content")
+    if dtype.kind == "U":
+        points = np.frombuffer(content, np.uint32 if dtype.isnative else np.dtype(np.uint32).newbyteorder())
+        require((points <= sys.maxunicode).all(), member.filename, "text that is none", "Unicode")
     return np.frombuffer(content, dtype).reshape(shape).copy()

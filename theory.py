@@ -343,6 +343,8 @@ def envelope(r, codes):
     """
     if not isinstance(codes, dict) or not all(np.shape(code) == (2,) for code in codes.values()):
         raise ValueError(f"codes must be a dictionary of (ratio, loss), got {codes!r}")
+    if np.ndim(r):
+        raise ValueError(f"r must be a single number, got {r!r}")
     names, (ratios, losses) = list(codes), np.array(list(codes.values()), float).reshape(-1, 2).T
     r, low, high = float(_numbers("r", r)), ratios[:, None], ratios[None, :]
     share = np.where(low < high, (high - r) / np.where(low < high, high - low, 1), 1.0)      # of the first code, and
@@ -376,7 +378,7 @@ def feature_statistics(model, p):
     Λ and the skewness are 0 where nothing interferes. Raises ValueError for p outside (0, 1].
     """
     _check(p)
-    encoder, decoder, bias = (np.asarray(array, float) for array in _weights(model))
+    encoder, decoder, bias = (_numbers("model", array) for array in _weights(model))
     n_sparse = len(bias)
     others = max(n_sparse - 1, 1)
     a = np.einsum("ij,ij->i", decoder, encoder)
@@ -530,10 +532,13 @@ def exact_losses(model, p):
     O(n_sparse²) for each of FREQUENCIES points, shared by threads. Raises ValueError for p outside (0, 1].
     """
     _check(p)
-    encoder, decoder, bias = (np.asarray(array, float) for array in _weights(model))
+    encoder, decoder, bias = (_numbers("model", array) for array in _weights(model))
+    p = float(p)
 
     def loss(i):
         w = decoder[i] @ encoder.T
+        if not np.abs(w).max() < 1e100:
+            raise ValueError(f"model must have W_ij below 1e100, got {np.abs(w).max():g}")
         a, w[i] = w[i], 0.0
         small = np.abs(w) < 1e-6
         return _exact_feature_loss(a, bias[i] + p / 2 * w[small].sum(), w[~small], p)

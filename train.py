@@ -20,11 +20,12 @@ import itertools
 import math
 import multiprocessing
 import platform
+import re
 import sys
 import threading
 import time
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 from unittest import mock
@@ -128,11 +129,11 @@ def check_loss(trainer, steps, peak):
     one above Var x, what answering p/2 for every feature would lose, by more than four standard errors."""
     losses, done, least = trainer.losses, len(trainer.losses), theory.variance(trainer.p)
     rug.require(losses[-1] < 100 * losses[0] + 1, f"loss at step {done} with --lr {peak:g}", losses[-1],
-                "finite and not far above its start; try a smaller --lr")
+                "finite and not far above its start (a smaller --lr helps)")
     if done >= 200 and 2 * done >= steps and done % 50 == 0:
         mean, error = np.mean(losses[-100:]), np.std(losses[-100:]) / 10
         rug.require(mean - 4 * error <= least, f"loss at step {done} with --lr {peak:g}", float(mean),
-                    f"at most {least:.6g}, what answering p/2 for every feature loses; try a smaller --lr")
+                    f"at most {least:.6g}, what answering p/2 for every feature loses (a smaller --lr helps)")
 
 
 def train(trainer, steps, peak, checkpoint, predicted, step=rug.Trainer.step):
@@ -140,6 +141,12 @@ def train(trainer, steps, peak, checkpoint, predicted, step=rug.Trainer.step):
 
     step(trainer, rate) is Trainer.step or `descend`. Raises ValueError if the run diverges. Ctrl-C lets the running step end, saves, and then raises KeyboardInterrupt.
     """
+    def save():
+        for name, weight in trainer.weights._asdict().items():
+            rug.require(np.isfinite(weight).all(), f"{name} after step {len(trainer.losses)} with --lr {peak:g}", "NaN or infinite",
+                        "finite (a smaller --lr helps)")
+        trainer.save(checkpoint, steps=steps, lr=peak)
+
     stop = []
     usual = signal.signal(signal.SIGINT, lambda *_: stop.append(True))
     try:
@@ -148,10 +155,10 @@ def train(trainer, steps, peak, checkpoint, predicted, step=rug.Trainer.step):
             step(trainer, learning_rate(len(trainer.losses), steps, peak))
             check_loss(trainer, steps, peak)
             if time.monotonic() - saved > SAVE_EVERY:
-                trainer.save(checkpoint, steps=steps, lr=peak)
+                save()
                 saved = time.monotonic()
             progress.show(len(trainer.losses), f"loss {np.mean(trainer.losses[-50:]):.6f}  theory {predicted:.6f}")
-        trainer.save(checkpoint, steps=steps, lr=peak)
+        save()
     finally:
         signal.signal(signal.SIGINT, usual)
     if stop:
@@ -370,14 +377,15 @@ def start_trainer(given, checkpoint, default_rate):
         settings = {**SETTINGS, **given}
         steps, peak, ratio = (settings.pop(name) for name in ("steps", "lr", "ratio"))
         rug.require_integer("steps", steps, 1)
-        rug.require(peak is None or isinstance(peak, (int, float)) and 0 < peak < math.inf, "lr", peak, "a positive finite number")
+        rug.require(peak is None or isinstance(peak, (int, float)) and 0 < peak <= 1e30, "lr", peak, "a positive number, at most 1e30")
         rug.require_fraction("ratio", ratio)
         rug.require_integer("n_sparse", settings["n_sparse"], 1)
         theory.variance(settings["p"])  # its ValueError, before anything is changed
         trainer = rug.Trainer(n_dense=round(ratio * settings["n_sparse"]), threads=threads, **settings)
         if os.path.exists(checkpoint):  # nobody's interrupted run is lost by forgetting --resume
-            os.replace(checkpoint, checkpoint + ".previous")
-            print(f"The checkpoint that was here is now {checkpoint}.previous.")
+            kept = next(name for k in itertools.count(1) for name in [f"{checkpoint}.previous{k}"] if not os.path.exists(name))
+            os.replace(checkpoint, kept)
+            print(f"The checkpoint that was here is now {kept}.")
         return trainer, steps, peak or default_rate(trainer)
     trainer = rug.Trainer.load(checkpoint, threads)
     steps, peak = trainer.notes.get("steps"), trainer.notes.get("lr")
@@ -385,6 +393,7 @@ def start_trainer(given, checkpoint, default_rate):
                 f"{checkpoint}: steps and lr", (steps, peak), "those of a run of train.py")
     kept = {**{name: getattr(trainer, name) for name in rug.Trainer.SETTINGS}, "steps": steps, "lr": peak}
     if "ratio" in given:
+        rug.require_fraction("ratio", given["ratio"])
         given["n_dense"] = round(given.pop("ratio") * trainer.n_sparse)
     for name, value in given.items():
         rug.require(value == kept[name], f"{name} of the run to resume", value, f"{kept[name]} as in {checkpoint}")
@@ -399,8 +408,10 @@ def writable(out, name):
     os.makedirs(folder, exist_ok=True)
     rug.require(os.access(folder, os.W_OK), "folder", folder, "writable")
     for entry in os.scandir(folder):
-        if entry.name.endswith(".tmp") and time.time() - entry.stat().st_mtime > 3600:
-            os.remove(entry)
+        if re.search(r"\.(npz|png|part)\.[0-9a-f]{8}\.tmp$", entry.name):
+            with suppress(OSError):  # another run may have been faster
+                if time.time() - entry.stat().st_mtime > 3600:
+                    os.remove(entry)
     return folder
 
 
@@ -601,8 +612,12 @@ def read_point(point, folder):
     try:
         names = ("point", "loss", "error", "theory", *(TRAINED if point.steps else ()))
         result = rug.load_npz(point.file(folder), "point", names)
-        rug.require(result["point"].tolist() == list(map(str, point)) and np.isfinite(result["loss"]),
-                    point.file(folder), result["point"].tolist(), f"a finite result of {point}")
+        rug.require(result["point"].tolist() == list(map(str, point)), point.file(folder), result["point"].tolist(), f"of {point}")
+        each = (*theory.Statistics._fields, "dead", "diagonal")  # one value for each feature
+        for name in names[1:]:
+            value, shape = result[name], () if name in names[1:4] else (point.n_sparse,) if name in each else result[name].shape
+            rug.require(value.dtype.kind in "fib" and value.shape == shape and np.isfinite(value).all(),
+                        f"{point.file(folder)}: {name}", (value.dtype.name, value.shape), f"finite numbers {shape}")
         return result
     except FileNotFoundError:
         return None
@@ -650,9 +665,10 @@ def run_sweep(points, folder):
             done += futures[future].cost()
             progress.show(int(done), futures[future].name())
     finally:
-        workers.shutdown(wait=False, cancel_futures=True)
-        for worker in multiprocessing.active_children():  # after Ctrl-C: they would finish their points first
-            worker.terminate()
+        with without_interrupts():
+            workers.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():  # after Ctrl-C: they would finish their points first
+                worker.terminate()
     for point in large:
         measure_point(point, folder, None, lambda step: progress.show(
             int(done + point.cost() * step / point.steps), point.name()))
@@ -1068,7 +1084,7 @@ def draw_map(axes):
     """A map over (r, p) of the code with the largest part in the best mixture, beside dropped and exact features, with lines
     of the rug's loss over the mixture's."""
     kinds = ("linear", "rug", "regular", "digon", "priority")
-    ps, ratios = np.geomspace(1e-3, 0.9, 16), np.geomspace(0.01, 0.98, 50)
+    ps, ratios = np.geomspace(1e-3, 0.9, 14), np.geomspace(0.01, 0.98, 40)
     winners, gains = np.empty((2, len(ratios), len(ps)))
     for (k, r), (m, codes) in itertools.product(enumerate(ratios), enumerate(map(known_codes, ps))):
         loss, names = theory.envelope(r, codes)
@@ -1386,8 +1402,10 @@ def bench_job(given):
 # ----------------------------------------------------------------------------------------- what a file holds
 
 
+@np.errstate(all="ignore")
 def show_job(given):
     """Print what a file of ours holds and how it came about."""
+    rug.require(set(given) == {"file"}, "flags of `show`", ", ".join(set(given) - {"file"}), "none")
     data = rug.load_npz(given["file"], None)
     rug.require("kind" in data, f"{given['file']}: kind of file", "unknown", "one that train.py has written")
     print(f"{given['file']}: {data.pop('kind')}\n")
@@ -1469,6 +1487,7 @@ def make_parser():
 
 def main(arguments=None):
     """Parse, run, and turn mistakes into one line on stderr with exit status 2."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # a closed one is None
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without σ shows a question mark instead
     parser = make_parser()
@@ -1481,9 +1500,10 @@ def main(arguments=None):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more at its end
         parser.error("nobody reads the output any more; what is done is kept")
-    except (ValueError, OSError, MemoryError, BrokenExecutor) as mistake:
+    except (ValueError, OSError, MemoryError, RuntimeError) as mistake:  # the last: no more threads or worker processes
         parser.error(str(mistake) or "out of memory")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressing twice is once
         again = f"python train.py {job + ' ' if job else ''}--resume --out {given.get('out', '.')}"
         again = again if job in (None, "theory") else "the same command"
         print(f"\nInterrupted; what is done is kept. To go on: {again}", file=sys.stderr)
@@ -1491,4 +1511,7 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
