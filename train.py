@@ -1198,8 +1198,8 @@ def draw_noise(axes, block):
         axes.plot(levels, losses[1:], color=COLOURS.get(name.split()[0], plt.get_cmap("Greys")(0.2 + 0.11 * k)), label=name)
         rugs = losses if name == "rug" else rugs
         better = [level for level, mine, its in zip((0, *levels), losses, rugs) if mine < its]
-        print(f"{name}: loss without noise {losses[0]:.5f} ± {errors[0]:.5f}, with noise of 0.1 {losses[-2]:.3g} ± {errors[-2]:.1g}; "
-              + (f"better than the rug up to a noise of {better[-1]:.2g}" if better else "nowhere better than the rug"))
+        print(f"{name}: loss without noise {losses[0]:.5f} ± {errors[0]:.5f}, with noise of 0.1 {losses[-2]:.3g} ± {errors[-2]:.1g}"
+              + ("" if name == "rug" else f"; better than the rug up to a noise of {better[-1]:.2g}" if better else "; never better than the rug"))
     axes.set(xscale="log", ylabel="loss per feature", xlabel="noise in the hidden units / their root mean square",
              title="252 to 256 features, noise in the hidden units")
 
