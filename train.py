@@ -1493,7 +1493,18 @@ def main(arguments=None):
     parser = make_parser()
     given = vars(parser.parse_args(arguments))
     job = given.pop("job", None)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    again = f"python train.py {job + ' ' if job else ''}--resume --out {given.get('out', '.')}" if job in (None, "theory") else "the same command"
+    message = f"\nInterrupted; what is done is kept. To go on: {again}\n"
+
+    def leave(*_):
+        """Ctrl-C outside of training: files are written whole or not at all, so there is nothing to wait for, and an
+        exception could be raised where Python only prints and forgets it."""
+        with suppress(RuntimeError, OSError, ValueError):
+            sys.stdout.flush()
+        os.write(2, message.encode())
+        os._exit(130)
+
+    usual = signal.signal(signal.SIGINT, leave)
     try:
         {None: main_job, "theory": theory_job, "bench": bench_job, "show": show_job}.get(job, partial(figures_job, job))(dict(given))
         sys.stdout.flush()
@@ -1502,12 +1513,11 @@ def main(arguments=None):
         parser.error("nobody reads the output any more; what is done is kept")
     except (ValueError, OSError, MemoryError, RuntimeError) as mistake:  # the last: no more threads or worker processes
         parser.error(str(mistake) or "out of memory")
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressing twice is once
-        again = f"python train.py {job + ' ' if job else ''}--resume --out {given.get('out', '.')}"
-        again = again if job in (None, "theory") else "the same command"
-        print(f"\nInterrupted; what is done is kept. To go on: {again}", file=sys.stderr)
+    except KeyboardInterrupt:  # `train` has let its step end, and saved
+        sys.stderr.write(message)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 if __name__ == "__main__":
