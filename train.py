@@ -451,6 +451,24 @@ def main_job(given):
 # ------------------------------------------------------------------------------------ training on the theory
 
 
+def draw_descent(path, losses, diagonal, r, p):
+    """The computed loss while descending, and the W_ii in the end, with theory's lines."""
+    best = theory.optimum(r, p)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    left.plot(losses, color=COLOURS["trained"], label="descending on the theory")
+    left.axhline(best.loss, color=COLOURS["theory"], lw=1, label="symmetric optimum")
+    if theory.kept_fraction(r, p) < 1:
+        left.axhline(theory.dropping_loss(r, p), color=COLOURS["theory"], ls="--", lw=1, label="with features dropped")
+    left.set(yscale="log" if best.loss else "linear", xlabel="step", ylabel="loss per feature, computed")
+    left.legend(frameon=False)
+    width = 0.02 * max(abs(diagonal).max(), best.a)  # and a bin around the optimum's a
+    bins = best.a + width * (np.arange(-102, 103) + 0.5)
+    right.hist(diagonal, bins[(bins > diagonal.min() - 3 * width) & (bins < diagonal.max() + 3 * width)], color=COLOURS["trained"])
+    right.set(xlabel="$W_{ii}$ (line: the symmetric optimum's a)", ylabel="features", xlim=(min(0, diagonal.min() - width), None))
+    right.axvline(best.a, color=COLOURS["theory"], lw=1)
+    save_figure(figure, path)
+
+
 def theory_job(given):
     """Descend on the theory, then measure what was reached on samples."""
     alien = set(given) & {"batch", "init", "threads"}
@@ -481,19 +499,7 @@ def theory_job(given):
     diagonal = theory.feature_statistics(model, p).a
     print(f"{kept_share(diagonal, r, p):.1%} of the features kept (theory: {kept:.1%}), {rug.dead_features(model, p).sum()} dead; "
           f"{spent:.1f} s of training in all.")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    left.plot(trainer.losses, color=COLOURS["trained"], label="descending on the theory")
-    left.axhline(best.loss, color=COLOURS["theory"], lw=1, label="symmetric optimum")
-    if kept < 1:
-        left.axhline(theory.dropping_loss(r, p), color=COLOURS["theory"], ls="--", lw=1, label="with features dropped")
-    left.set(yscale="log" if best.loss else "linear", xlabel="step", ylabel="loss per feature, computed")
-    left.legend(frameon=False)
-    width = 0.02 * max(abs(diagonal).max(), best.a)  # and a bin around the optimum's a
-    bins = best.a + width * (np.arange(-102, 103) + 0.5)
-    right.hist(diagonal, bins[(bins > diagonal.min() - 3 * width) & (bins < diagonal.max() + 3 * width)], color=COLOURS["trained"])
-    right.set(xlabel="$W_{ii}$ (line: the symmetric optimum's a)", ylabel="features", xlim=(min(0, diagonal.min() - width), None))
-    right.axvline(best.a, color=COLOURS["theory"], lw=1)
-    save_figure(figure, os.path.join(figures, "theory.png"))
+    draw_descent(os.path.join(figures, "theory.png"), trainer.losses, diagonal, r, p)
     print(f"Model: {runs}/theory-model.npz.")
 
 
