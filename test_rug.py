@@ -440,9 +440,9 @@ def trained(n_sparse, n_dense, p, steps):
     (lambda: random_model(1, 1), 1.0)])
 def test_the_exact_loss_is_what_sampling_finds(model, p):
     model = model()
-    estimate = rug.evaluate(model, p, 2**25 // max(model.n_sparse, 64), seed=5)
+    estimate = rug.evaluate(model, p, 2**24 // max(model.n_sparse, 64), seed=5)
     assert theory.exact_loss(model, p) == pytest.approx(estimate.loss, abs=4 * estimate.error)
-    assert 4 * estimate.error < 0.03 * estimate.loss
+    assert 4 * estimate.error < 0.05 * estimate.loss
 
 
 def test_the_exact_loss_needs_no_gaussian():
@@ -975,12 +975,13 @@ def test_an_interrupted_job_goes_on_to_the_same_weights(tmp_path):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    scale = train.Scale((8, 16), (20, 20), (0.1, 0.5), train.PS[3:], 20, 64, 128, 20)
+    scale = train.Scale((8, 16), (20, 20), (0.5,), train.PS[3::2], 20, 64, 64, 20)
     monkeypatch.setitem(train.SCALES, "tiny", scale)
     monkeypatch.setattr(train, "FORGED_LARGE", 64)
-    monkeypatch.setattr(train, "PS", train.PS[3:])
-    monkeypatch.setattr(train, "RATIOS", (0.1, 0.5))
-    monkeypatch.setattr(train, "REGULAR", {"triangle": train.REGULAR["triangle"]})
+    monkeypatch.setattr(train, "PS", train.PS[3::2])
+    monkeypatch.setattr(train, "RATIOS", (0.5,))
+    monkeypatch.setattr(train, "SETTINGS_BY_SIZE", train.SETTINGS_BY_SIZE[1:])
+    monkeypatch.setattr(train, "regular_loss", lambda directions, p: theory.variance(p))  # tested by itself
     for name, fewer in (("PHASE_PS", (0.03,)), ("CODE_PS", (0.3,)), ("BLOCK_SIZES", (12,))):
         monkeypatch.setattr(train, name, fewer)
     return scale
@@ -1008,6 +1009,16 @@ def test_a_sweep_is_shared_goes_on_and_recomputes_what_is_damaged(tiny, tmp_path
         picture = tmp_path / "figures" / f"paper-{name}.png"
         assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size < 200_000
         assert f"→ {picture}" in output
+
+
+@pytest.mark.parametrize("name, gram", [("triangle", -1 / 2), ("tetrahedron", -1 / 3)])
+def test_regular_solids_are_at_their_best(name, gram):
+    directions, p = train.REGULAR[name], 0.3
+    assert directions @ directions.T == pytest.approx(np.where(np.eye(len(directions)), 1, gram))
+    best = train.regular_loss(directions, p)
+    for gain, bias in ((1, 0), (1.1, 0.05), (1, 0.1), (1.2, -0.1)):
+        model = rug.Autoencoder(directions, gain * directions, np.full(len(directions), bias))
+        assert best <= rug.evaluate(model, p, 2**15, seed=1).loss * 1.01
 
 
 def test_the_theory_job_descends_stops_and_goes_on(tmp_path, monkeypatch, capsys):
