@@ -982,7 +982,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(train, "RATIOS", (0.5,))
     monkeypatch.setattr(train, "SETTINGS_BY_SIZE", train.SETTINGS_BY_SIZE[1:])
     monkeypatch.setattr(train, "regular_loss", lambda directions, p: theory.variance(p))  # tested by itself
-    for name, fewer in (("PHASE_PS", (0.03,)), ("CODE_PS", (0.3,)), ("BLOCK_SIZES", (12,))):
+    for name, fewer in (("PHASE_PS", (0.03,)), ("CODE_PS", (0.3,)), ("BLOCK_SIZES", (12,)), ("MAP", (3, 5)), ("NOISE", train.NOISE[-3:])):
         monkeypatch.setattr(train, name, fewer)
     return scale
 

@@ -1029,6 +1029,8 @@ def known_codes(p):
 
 
 AT = (0.25, 0.045)  # r and p of most of what follows
+MAP = (14, 40)  # cells of the map over p and r
+NOISE = 10.0**np.arange(-12, 1)  # in the hidden units, over their root mean square
 BLOCK_SIZES = (8, 12, 16, 24, 32, 64)
 CODE_PS = (0.01, 0.045, 0.3)
 
@@ -1090,7 +1092,7 @@ def draw_map(axes):
     """A map over (r, p) of the code with the largest part in the best mixture, beside dropped and exact features, with lines
     of the rug's loss over the mixture's."""
     kinds = ("linear", "rug", "regular", "digon", "priority")
-    ps, ratios = np.geomspace(1e-3, 0.9, 14), np.geomspace(0.01, 0.98, 40)
+    ps, ratios = np.geomspace(1e-3, 0.9, MAP[0]), np.geomspace(0.01, 0.98, MAP[1])
     winners, gains = np.empty((2, len(ratios), len(ps)))
     for (k, r), (m, codes) in itertools.product(enumerate(ratios), enumerate(map(known_codes, ps))):
         loss, names = theory.envelope(r, codes)
@@ -1196,7 +1198,7 @@ def draw_rates(axes, steps):
 
 def draw_noise(axes, block):
     """Loss against the noise in the hidden units: rug, trained block, codes of several separations."""
-    (r, p), levels = AT, 10.0**np.arange(-12, 1)
+    (r, p), levels = AT, NOISE
     models = {"rug": rug_at(256, r, p, 0).autoencoder(), "trained block, 12 in 3": forge.tile(block, 21)} | {
         f"code, separation {s}": forge.priority_code(256, 64, s) for s in (2, 3, 5, 10, 30, 100)}
     for k, (name, model) in enumerate(models.items()):
