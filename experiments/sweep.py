@@ -1,0 +1,232 @@
+"""Many models, each made and measured once and kept as a file; and the command line of experiments.
+
+A Point says what to make. Its file, in runs/points, carries a hash of all that its numbers depend
+on: the point itself (kind, sizes, p, steps, rate, seed) and the code that trains, forges and
+measures, without comments. Change one of them and the point is measured anew; nothing else is.
+A sweep can be stopped, killed and shared: files are written whole or not at all, a long training
+leaves a checkpoint beside its file-to-be, and `--shard K/N` measures every N-th point only.
+
+The mathematics of the experiments is elsewhere; this is their plumbing.
+"""
+import ast
+import hashlib
+import inspect
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+import forge
+import rug
+import theory
+import train
+
+FORGED = {"rug": forge.persian_rug, "projector": forge.random_projector}
+STORED_TO = 64  # n_sparse up to which the weights themselves are kept
+
+class Point(NamedTuple):
+    """One model to make and measure."""
+    kind: str      # "linear", "paper": trained from that start (paper: at a constant rate); or FORGED
+    n_sparse: int
+    n_dense: int
+    p: float
+    steps: int     # 0 if forged
+    rate: float    # the peak, or only, learning rate
+    seed: int      # of weights and data, or of the forged rows
+
+    @staticmethod
+    def at(kind, n_sparse, ratio, p, steps=0, seed=0):
+        """The Point whose n_dense/n_sparse is as near to `ratio` as n_sparse allows.
+
+        "paper" has the published rate, 3e-3/√n_sparse, all others `train.peak_rate`.
+        """
+        n_dense = min(n_sparse, max(1, round(ratio * n_sparse)))
+        rate = 3e-3 / math.sqrt(n_sparse) if kind == "paper" else train.peak_rate(n_sparse)
+        return Point(kind, n_sparse, n_dense, p, steps, rate if steps else 0.0, seed)
+
+    @property
+    def ratio(self):
+        """n_dense/n_sparse as it is."""
+        return self.n_dense / self.n_sparse
+
+    def identity(self):
+        """Everything that the result depends on, as text."""
+        return f"{tuple(self)!r} by {code_version()}"
+
+    def file(self, folder):
+        """Where the result is kept."""
+        name = "-".join(map(str, (*self[:5], self.seed)))
+        digest = hashlib.sha256(self.identity().encode()).hexdigest()[:12]
+        return os.path.join(folder, f"{name}-{digest}.npz")
+
+    def cost(self):
+        """Seconds on one core, roughly: for the order, the progress line and the estimate."""
+        if not self.steps:
+            return 1 + 1e-10 * self.n_sparse * self.n_dense**2 * (self.kind == "projector")
+        products = 4e-8 * (1 + 2 * self.p) * self.n_sparse * self.n_dense
+        return 1 + self.steps * (2e-4 + 3e-6 * self.n_sparse + products)
+
+@lru_cache
+def code_version():
+    """A hash of the code that makes and measures models, without its comments and docstrings."""
+    digest = hashlib.sha256()
+    for part in (rug, theory, forge, train.learning_rate, make_model, measure):
+        tree = ast.parse(inspect.getsource(part))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+                node.body[0].value.value = ""
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()
+
+# ------------------------------------------------------------------------------- making, measuring
+def make_model(point, threads=None, report=lambda step: None, part=""):
+    """The model of a Point and the losses on the way to it.
+
+    part: the file for checkpoints of a long training, and to go on from if it is there.
+    """
+    if point.kind in FORGED:
+        return FORGED[point.kind](*point[1:4], point.seed), []
+    trainer, saved = None, time.monotonic()
+    if os.path.exists(part):
+        try:
+            trainer = rug.Trainer.load(part, threads=threads or rug.cores())
+        except (ValueError, OSError) as damage:
+            print(f"Starting anew: {damage}", flush=True)
+    trainer = trainer or rug.Trainer(*point[1:4], seed=point.seed, init=point.kind, threads=threads)
+    while len(trainer.losses) < point.steps:
+        step = len(trainer.losses)
+        constant = point.kind == "paper"
+        trainer.step(point.rate if constant else train.learning_rate(step, point.steps, point.rate))
+        report(step + 1)
+        if part and time.monotonic() - saved > train.SAVE_EVERY:
+            trainer.save(part)
+            saved = time.monotonic()
+    return trainer.model, trainer.losses
+
+def measure(point, folder, threads=1, report=lambda step: None):
+    """Make the model of a Point, measure it, and keep what tables and pictures need."""
+    file = point.file(folder)
+    model, losses = make_model(point, threads, report, file + ".part")
+    loss, error = rug.evaluate(model, point.p, max(8, 2**23 // point.n_sparse), seed=1)
+    rug.require(math.isfinite(loss), f"loss of {point}", loss, "finite")
+    result = {"loss": loss, "error": error, "losses": losses}
+    if point.steps:
+        w = model.decoder[:32] @ model.encoder.T
+        np.fill_diagonal(w, 0)  # the first features' interference on fresh samples
+        samples = max(64, min(8192, 2**24 // point.n_sparse))
+        x = rug.sample(samples, point.n_sparse, point.p, seed=2).dense()
+        result |= theory.feature_statistics(model, point.p)._asdict()
+        result |= {"dead": rug.dead_features(model, point.p),
+                   "distance": distance_from_gaussian(x @ w.T)}
+        if point.n_sparse <= STORED_TO:
+            result |= {"encoder": model.encoder, "decoder": model.decoder}
+    notes = {"threads": threads or rug.cores()}
+    rug.save_npz(file, "point", notes, identity=point.identity(), **result)
+    if os.path.exists(file + ".part"):
+        os.remove(file + ".part")
+
+def read(point, folder):
+    """The result of a Point, or None if there is none; a damaged file counts as none."""
+    try:
+        result = rug.load_npz(point.file(folder), "point", ("identity", "loss", "error", "losses"))
+        found = str(result["identity"])
+        rug.require(found == point.identity(), point.file(folder), found, point.identity())
+        return result
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as damage:
+        print(f"Measuring a damaged point again: {damage}", flush=True)
+        return None
+
+def distance_from_gaussian(values):
+    """Kolmogorov–Smirnov distance of each column from the Gaussian of its own mean and deviation.
+
+    values: (samples, columns), two samples or more. Gaussian samples have about 0.6/√samples.
+    """
+    values = np.sort(theory.as_floats("values", values), axis=0)
+    enough = values.ndim == 2 and len(values) > 1
+    rug.require(enough, "values' shape", values.shape, "(samples, columns) with 2 samples or more")
+    cdf = theory.normal_cdf((values - values.mean(axis=0)) / values.std(axis=0))
+    steps = np.arange(len(values) + 1)[:, None] / len(values)
+    return np.maximum(cdf - steps[:-1], steps[1:] - cdf).max(axis=0)
+
+# --------------------------------------------------------------------------------------- the sweep
+def worker_starts():
+    """In a worker process: leave Ctrl-C to the parent, and end when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+def sweep(points, folder):
+    """Measure what has no result yet: small models one a process, then large ones with all cores."""
+    missing = [point for point in points if read(point, folder) is None]
+    missing.sort(key=Point.cost, reverse=True)
+    large = [point for point in missing if point.steps and point.n_sparse > 512]
+    small = [point for point in missing if point not in large]
+    work = sum(point.cost() for point in missing)
+    print(f"{len(points)} models, {len(points) - len(missing)} of them done before; the rest takes "
+          f"roughly {work / rug.cores() / 60:.1f} min on {rug.cores()} cores.", flush=True)
+    progress, done = train.Progress(math.ceil(work), "core-second"), 0.0
+    if small:
+        workers = ProcessPoolExecutor(rug.cores(), multiprocessing.get_context("spawn"), worker_starts)
+        usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which processes inherit as they start
+        futures = {workers.submit(measure, point, folder): point for point in small}
+        signal.signal(signal.SIGINT, usual)
+        try:
+            for future in as_completed(futures):
+                future.result()
+                done += futures[future].cost()
+                progress.show(int(done), " ".join(map(str, futures[future][:5])))
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():  # after Ctrl-C, in the midst of points
+                worker.terminate()
+    for point in large:
+        name = " ".join(map(str, point[:5]))
+        measure(point, folder, None, lambda step: progress.show(
+            int(done + point.cost() * step / point.steps), name))
+        done += point.cost()
+
+def run(doc, figures, scales, arguments=None):
+    """The command line of an experiment whose docstring is `doc`.
+
+    figures: {name: (needs, draw)}; needs(scale) lists the Points whose results draw(folder, scale,
+    results) makes a table and pictures of. scales: {name: what needs and draw get}, default first.
+    """
+    parser = train.Parser(description=doc)
+    if len(figures) > 1:
+        parser.add_argument("figure", nargs="?", metavar="NAME", help="default: all of "
+                            + ", ".join(figures))
+    parser.add_argument("--scale", metavar="SCALE", help=" or ".join(scales) + " (default: the first)")
+    parser.add_argument("--out", metavar="DIR", help="where figures/ and runs/ go (default: "
+                        "experiments)")
+    if any(needs(scale) for needs, _ in figures.values() for scale in scales.values()):
+        parser.add_argument("--shard", metavar="K/N", help="measure only every N-th model from the "
+                            "K-th on, and draw nothing")
+
+    def job(figure="all", scale=next(iter(scales)), out="experiments", shard=None):
+        rug.require(figure in ("all", *figures), "figure", figure, "one of " + ", ".join(figures))
+        rug.require(scale in scales, "scale", scale, "one of " + ", ".join(scales))
+        k, n = (int(x) if x.isdecimal() else 0 for x in (shard or "1/1").partition("/")[::2])
+        rug.require(1 <= k <= n, "shard", shard, "K/N with 1 ≤ K ≤ N, such as 2/8")
+        chosen = figures.values() if figure == "all" else [figures[figure]]
+        points = {point for needs, _ in chosen for point in needs(scales[scale])}
+        points = sorted(points, key=lambda point: (point.cost(), point))[k - 1::n]
+        folder, drawn = train.folder(out, "runs/points"), train.folder(out, "figures")
+        if points:
+            sweep(points, folder)
+        if shard:
+            print("This shard is done. When all are, run the same command without --shard.")
+            return
+        for needs, draw in chosen:
+            results = {point: read(point, folder) for point in needs(scales[scale])}
+            draw(drawn, scales[scale], results)
+
+    parser.run(job, arguments, lambda given: "the same command")
