@@ -431,8 +431,8 @@ class Trainer(PlainTrainer):
                     np.matmul(self.dz[:, part].T, table, out=gradient)
                 else:
                     gradient[:] = 0
-                    for rows, column in zip(self.rows, columns):
-                        own = column._replace(indptr=column.indptr[part.start:part.stop + 1])
+                    for rows, (indptr, *entries) in zip(self.rows, columns):
+                        own = Sparse(indptr[part.start:part.stop + 1], *entries)
                         add_product(own, table[rows], gradient)
                 update(name, part, gradient)
         update("bias", features, self.d_bias[:, features].sum(axis=0))

@@ -32,7 +32,7 @@ RATIOS = (0.01, 0.1, 0.3, 0.5, 0.8)        # a panel each in loss-vs-p
 PS = (0.001, 0.01, 0.05, 0.1, 0.4, 0.6)    # a panel each in loss-vs-ratio
 SETTINGS = ((0.25, 0.045), (0.1, 0.01), (0.5, 0.1))
 GRID = tuple(np.linspace(0.002001, 0.8, 20).tolist())  # the published one
-SIZE_COLOURS = ("#fdae61", "#f46d43", "#d55e00", "#9e2a00", "#5c1500")  # of trained, by n_sparse
+SHADES = ("#fdae61", "#d55e00", "#5c1500", "#b2abd2", "#5e3c99")  # of trained networks, by n_sparse
 
 # steps: of training at p; longest: of `distance`, by n_sparse; forged_to, trained_to: n_sparse
 Scale = namedtuple("Scale", "sizes steps ratios ps draws trained_to forged_to start_steps longest")
@@ -51,6 +51,10 @@ def over(results, points, reference):
     alone = float(results[points[0]]["error"]) / reference
     return losses.mean(), losses.std() if len(points) > 1 else alone
 
+def best(point):
+    """The symmetric optimum's loss at the point's own ratio."""
+    return theory.optimum(point.ratio, point.p).loss
+
 def lost(point, result):
     """The share of features that died though theory keeps them."""
     return max(0.0, result["dead"].mean() - (1 - kept_fraction(point.ratio, point.p)))
@@ -65,52 +69,48 @@ def rugs_at(scale, n_sparse, r, p, kind="rug"):
     return [Point.at(kind, n_sparse, r, p, seed=draw) for draw in range(scale.draws)]
 
 def grid(scale, ratios, ps):
-    """All Points of the (r, p) figures."""
-    return [point for r in ratios for p in ps for point in
-            [trained_at(scale, n, r, p) for n in scale.sizes] + rugs_at(scale, train.LARGE, r, p)]
+    """All Points of the (r, p) figures: {name: lists of Points, one list a setting}."""
+    settings = [(r, p) for r in ratios for p in ps]
+    return {f"trained, n_sparse {n}": [[trained_at(scale, n, *at)] for at in settings]
+            for n in scale.sizes} | {
+        f"rug, n_sparse {train.LARGE}": [rugs_at(scale, train.LARGE, *at) for at in settings]}
 
 def draw_losses(folder, scale, results, along):
-    """Loss over Var x along "r" at each of PS, or along "p" at each of RATIOS."""
-    panels, others = (PS, scale.ratios) if along == "r" else (RATIOS, scale.ps)
+    """Loss over Var x along "ratio" at each of PS, or along "p" at each of RATIOS."""
+    panels, others = (PS, scale.ratios) if along == "ratio" else (RATIOS, scale.ps)
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.8), sharey=True, layout="constrained")
-    bounds = {**train.CURVES, "dropping": ("theory, features dropped", dropping_loss)}
-    found = {n: [] for n in scale.sizes} | {"rug": []}
+    curves = {"optimal linear": ("-", "linear", theory.linear_loss),
+              "Bayes elementwise": ("-", "bayes", theory.bayes_loss),
+              "symmetric theory": ("-", "theory", lambda r, p: theory.optimum(r, p).loss),
+              "theory, features dropped": ("--", "theory", dropping_loss)}
     for panel, value in zip(axes.flat, panels):
-        def at(x):
-            return (x, value) if along == "r" else (value, x)
         fine = np.geomspace(min(others) * 0.9, max(others) * 1.1, 60)
-        for key, style in (("linear", "-"), ("bayes", "-"), ("theory", "-"), ("dropping", "--")):
-            name, bound = bounds[key]
-            curve = [bound(*at(x)) / theory.variance(at(x)[1]) for x in fine]
-            panel.plot(fine, curve, style, color=train.COLOURS.get(key, "#0072b2"), label=name)
-        place = "ratio" if along == "r" else "p"
-        for n, colour in zip(scale.sizes, SIZE_COLOURS[-len(scale.sizes):]):
-            points = [trained_at(scale, n, *at(x)) for x in others]
-            shares = [over(results, [point], theory.variance(point.p))[0] for point in points]
-            panel.plot([getattr(point, place) for point in points], shares, "o", ms=4,
-                       color=colour, label=f"trained, n_sparse {n}")
-            found[n] += [(results[q]["loss"], lost(q, results[q]), q.ratio, q.p) for q in points]
-        draws = [rugs_at(scale, train.LARGE, *at(x)) for x in others]
-        means, spreads = np.transpose([over(results, q, theory.variance(q[0].p)) for q in draws])
-        panel.errorbar([getattr(q[0], place) for q in draws], means, spreads, fmt="^", ms=5,
-                       color=train.COLOURS["rug"], label=f"rug, n_sparse {train.LARGE}")
-        found["rug"] += [(results[q]["loss"], 0, q.ratio, q.p) for some in draws for q in some]
-        panel.set(xscale="log", title=f"{'p' if along == 'r' else 'r'} = {value:g}",
-                  xlabel="ratio r" if along == "r" else "p", ylabel="loss / Var x")
+        for name, (style, colour, loss) in curves.items():
+            settings = [(x, value) if along == "ratio" else (value, x) for x in fine]
+            panel.plot(fine, [loss(*at) / theory.variance(at[1]) for at in settings], style,
+                       color=train.COLOURS[colour], label=name)
+        groups = grid(scale, others, [value]) if along == "ratio" else grid(scale, [value], others)
+        for (name, some), shade in zip(groups.items(), (*SHADES[:len(groups) - 1],
+                                                        train.COLOURS["rug"])):
+            shares = [over(results, points, theory.variance(points[0].p)) for points in some]
+            panel.errorbar([getattr(points[0], along) for points in some], *np.transpose(shares),
+                           fmt="^" if "rug" in name else "o", ms=4, color=shade, label=name)
+        title = f"p = {value:g}" if along == "ratio" else f"r = {value:g}"
+        panel.set(xscale="log", title=title, xlabel=along, ylabel="loss / Var x")
     named = panel.get_legend_handles_labels()
     figure.legend(*named, loc="outside lower center", ncols=4, frameon=False)
     for empty in axes.flat[len(panels):]:
         empty.set_visible(False)
-    train.save_figure(figure, f"{folder}/paper-loss-vs-{'ratio' if along == 'r' else 'p'}.png")
+    train.save_figure(figure, f"{folder}/paper-loss-vs-{along}.png")
     lines = []
-    for name, some in found.items():
-        loss, share, r, p = np.transpose(some)
-        best = [theory.optimum(*at).loss for at in zip(r, p)]
-        kept = [dropping_loss(*at) for at in zip(r, p)]
-        lines.append([f"trained, n_sparse {name}" if name != "rug" else "rug, every draw"]
-                     + [f"{q(loss / bound):.3f}" for bound in (best, kept)
-                        for q in (np.min, np.median, np.max)] + [f"{share.max():.1%}"])
-    train.print_table([f"loss over, along {along}", "symmetric: least", "median", "most",
+    for name, some in grid(scale, *((others, PS) if along == "ratio" else (RATIOS, others))).items():
+        points = [point for draws in some for point in draws]
+        losses = np.array([float(results[point]["loss"]) for point in points])
+        died = [lost(point, results[point]) for point in points if point.steps]
+        lines.append([name] + [f"{q(losses / [bound(point) for point in points]):.3f}"
+                               for bound in (best, lambda point: dropping_loss(point.ratio, point.p))
+                               for q in (np.min, np.median, np.max)] + [f"{max(died, default=0):.1%}"])
+    train.print_table(["all points: loss over", "theory: least", "median", "most",
                        "with dropping: least", "median", "most", "features lost, most"], lines)
 
 def draw_symmetry(folder, scale, results):
@@ -129,7 +129,7 @@ def draw_symmetry(folder, scale, results):
               for n in scale.sizes]
     rows = len(scale.sizes)
     figure, axes = plt.subplots(rows, 6, figsize=(14, 2.3 * rows + 1), layout="constrained")
-    kept = np.array([[kept_fraction(point.ratio, point.p) for point in row] for row in points[-1]])
+    kept = np.array([[kept_fraction(r, p) for p in scale.ps] for r in scale.ratios])
     lines = []
     for column, (name, measure) in zip(axes.T, measures.items()):
         maps = np.array([[[measure(results[point]) for point in row] for row in size]
@@ -159,10 +159,10 @@ def draw_symmetry(folder, scale, results):
 
 # -------------------------------------------------------------------------- size, distance, starts
 def sizes(scale):
-    """{(kind, setting): lists of Points, one list a size}."""
+    """{(name, setting): lists of Points, one list a size}."""
     def doubling(top):
         return [32 << k for k in range((top // 32).bit_length())]
-    return {("linear", at): [[trained_at(scale, n, *at)] for n in doubling(scale.trained_to)]
+    return {("trained", at): [[trained_at(scale, n, *at)] for n in doubling(scale.trained_to)]
             for at in SETTINGS} | {
         (kind, at): [rugs_at(scale, n, *at, kind) for n in doubling(top)] for at in SETTINGS
         for kind, top in (("rug", scale.forged_to), ("projector", min(2048, scale.trained_to)))}
@@ -170,25 +170,23 @@ def sizes(scale):
 def draw_size(folder, scale, results):
     """Loss over theory against n_sparse; ±: rug and projector over draws, trained of sampling."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharey=True, layout="constrained")
-    names = {"linear": "trained", "rug": "rug", "projector": "random projector"}
     lines = []
-    for (kind, (r, p)), groups in sizes(scale).items():
+    for (name, (r, p)), groups in sizes(scale).items():
         panel = axes[SETTINGS.index((r, p))]
-        best = [theory.optimum(group[0].ratio, p).loss for group in groups]
-        means, spreads = np.transpose([over(results, *at) for at in zip(groups, best)])
-        n = [group[0].n_sparse for group in groups]
-        panel.errorbar(n, means, spreads, fmt="o-", ms=4, label=names[kind],
-                       color=train.COLOURS["trained" if kind == "linear" else kind])
-        lines += [[f"{names[kind]}, r {r}, p {p}", str(size), f"{mean:.4f} ± {spread:.4f}"]
-                  for size, mean, spread in zip(n, means, spreads)]
+        found = [over(results, points, best(points[0])) for points in groups]
+        n = [points[0].n_sparse for points in groups]
+        panel.errorbar(n, *np.transpose(found), fmt="o-", ms=4, label=name, color=train.COLOURS[name])
+        lines.append([f"{name}, r {r}, p {p}", ", ".join(
+            f"{size}: {mean:.3f} ± {spread:.3f}" for size, (mean, spread) in zip(n, found))])
         panel.axhline(1, color=train.COLOURS["theory"], lw=1)
         panel.set(xscale="log", yscale="log", xlabel="n_sparse",
                   title=f"r = {r:g}, p = {p:g}; trained {scale.steps(p)} steps")
         panel.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
-    axes[0].set_ylabel("loss / symmetric theory")
+    axes[0].set_ylabel("loss / symmetric theory (line)")
     axes[0].legend(frameon=False)
     train.save_figure(figure, f"{folder}/paper-size.png")
-    train.print_table(["", "n_sparse", "loss over theory"], lines)
+    for name, text in lines:
+        print(f"{name}, loss over theory at n_sparse {text}")
 
 def distances(scale):
     """{n_sparse: Points of growing budgets} at the first of SETTINGS."""
@@ -198,15 +196,15 @@ def distances(scale):
 def draw_distance(folder, scale, results):
     """Loss over theory and the skewness of W against steps, each point a training of its own."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    best, lines = theory.optimum(*SETTINGS[0]).loss, []
-    for (n, points), colour in zip(distances(scale).items(), SIZE_COLOURS[::2]):
+    lines = []
+    for (n, points), shade in zip(distances(scale).items(), SHADES):
         steps = [point.steps for point in points]
-        means, errors = np.transpose([over(results, [point], best) for point in points])
+        found = [over(results, [point], best(point)) for point in points]
         skewness = [results[point]["skewness"].mean() for point in points]
-        left.errorbar(steps, means, errors, fmt="o-", ms=4, color=colour, label=f"n_sparse {n}")
-        right.plot(steps, skewness, "o-", ms=4, color=colour, label=f"n_sparse {n}")
+        left.errorbar(steps, *np.transpose(found), fmt="o-", ms=4, color=shade, label=f"n_sparse {n}")
+        right.plot(steps, skewness, "o-", ms=4, color=shade)
         lines += [[str(n), str(step), f"{mean:.4f} ± {error:.4f}", f"{skew:.2f}"]
-                  for step, mean, error, skew in zip(steps, means, errors, skewness)]
+                  for step, (mean, error), skew in zip(steps, found, skewness)]
     left.axhline(1, color=train.COLOURS["theory"], lw=1)
     left.set(xscale="log", xlabel="training steps", ylabel="loss / symmetric theory (line)")
     right.set(xscale="log", xlabel="training steps", ylabel="skewness of $W_{ij}$, mean over rows")
@@ -226,19 +224,19 @@ def draw_starts(folder, scale, results):
     groups, lines = starts(scale), []
     for kind, name, colour in (("linear", "linear start, peak 60e-3/√n_sparse", "trained"),
                                ("paper", "published start and rate, 3e-3/√n_sparse", "published")):
-        dead = np.array([[results[point]["dead"].mean() for point in groups[kind, p]] for p in PS])
-        best = [theory.optimum(0.25, p).loss for p in PS]
-        ratios = np.array([over(results, groups[kind, p], loss) for p, loss in zip(PS, best)])
-        above.errorbar(PS, dead.mean(axis=1), dead.std(axis=1), fmt="o-",
-                       color=train.COLOURS[colour], label=name)
-        below.errorbar(PS, *ratios.T, fmt="o-", color=train.COLOURS[colour])
-        lines += [[name, f"{p:g}", f"{some.mean():.1%} ± {some.std():.1%}",
-                   "{:.3f} ± {:.3f}".format(*at)] for p, some, at in zip(PS, dead, ratios)]
+        some = [groups[kind, p] for p in PS]
+        dead = [[100 * results[point]["dead"].mean() for point in points] for points in some]
+        dead = np.transpose([np.mean(dead, axis=1), np.std(dead, axis=1)])
+        found = [over(results, points, best(points[0])) for points in some]
+        above.errorbar(PS, *dead.T, fmt="o-", color=train.COLOURS[colour], label=name)
+        below.errorbar(PS, *np.transpose(found), fmt="o-", color=train.COLOURS[colour])
+        lines += [[name, f"{p:g}", "{:.1f} ± {:.1f} %".format(*share), "{:.3f} ± {:.3f}".format(*loss)]
+                  for p, share, loss in zip(PS, dead, found)]
     below.axhline(1, color=train.COLOURS["theory"], lw=1)
     train.label(below, PS[-1], 1, "symmetric theory", train.COLOURS["theory"], ha="right")
     above.legend(frameon=False)
-    above.set(ylabel="dead features, share",
-              title=f"r = 0.25, n_sparse {min(256, scale.trained_to)}, {scale.start_steps} steps")
+    above.set(ylabel="dead features, %",
+              title=f"r = 0.25, n_sparse {some[0][0].n_sparse}, {scale.start_steps} steps")
     below.set(ylabel="loss / symmetric theory", xscale="log", yscale="log", xlabel="p")
     train.save_figure(figure, f"{folder}/paper-starts.png")
     train.print_table(["start", "p", "dead", "loss over theory"], lines)
@@ -284,12 +282,14 @@ def draw_rugs(folder, scale, results):
           f"{len(np.unique(forged.kernel))} different values, from the choice of 64 rows.")
 
 def flat(groups):
-    """The Points in nested lists and dictionaries of lists."""
+    """The Points in nested lists."""
     return sum((flat(group) if isinstance(group, list) else [group] for group in groups), [])
 
 FIGURES = {
-    "loss-vs-ratio": (lambda scale: grid(scale, scale.ratios, PS), partial(draw_losses, along="r")),
-    "loss-vs-p": (lambda scale: grid(scale, RATIOS, scale.ps), partial(draw_losses, along="p")),
+    "loss-vs-ratio": (lambda scale: flat(grid(scale, scale.ratios, PS).values()),
+                      partial(draw_losses, along="ratio")),
+    "loss-vs-p": (lambda scale: flat(grid(scale, RATIOS, scale.ps).values()),
+                  partial(draw_losses, along="p")),
     "symmetry": (lambda scale: [trained_at(scale, n, r, p) for n in scale.sizes
                                 for r in scale.ratios for p in scale.ps], draw_symmetry),
     "size": (lambda scale: flat(sizes(scale).values()), draw_size),

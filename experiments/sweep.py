@@ -1,12 +1,10 @@
 """Many models, each made and measured once and kept as a file; and the command line of experiments.
 
-A Point says what to make. Its file, in runs/points, carries a hash of all that its numbers depend
-on: the point itself (kind, sizes, p, steps, rate, seed) and the code that trains, forges and
-measures, without comments. Change one of them and the point is measured anew; nothing else is.
+A Point says what to make. Its file, in runs/points, carries all that its numbers depend on: the
+point itself (kind, sizes, p, steps, rate, seed) and a hash of the code that trains, forges and
+measures, without comments. Change one of them, and the point is measured anew; nothing else is.
 A sweep can be stopped, killed and shared: files are written whole or not at all, a long training
 leaves a checkpoint beside its file-to-be, and `--shard K/N` measures every N-th point only.
-
-The mathematics of the experiments is elsewhere; this is their plumbing.
 """
 import ast
 import hashlib
@@ -33,7 +31,7 @@ STORED_TO = 64  # n_sparse up to which the weights themselves are kept
 
 class Point(NamedTuple):
     """One model to make and measure."""
-    kind: str      # "linear", "paper": trained from that start (paper: at a constant rate); or FORGED
+    kind: str      # a start, to train from it ("paper": at a constant rate), or one of FORGED
     n_sparse: int
     n_dense: int
     p: float
@@ -56,15 +54,18 @@ class Point(NamedTuple):
         """n_dense/n_sparse as it is."""
         return self.n_dense / self.n_sparse
 
+    def name(self):
+        """The point in one word."""
+        return "-".join(map(str, (*self[:5], self.seed)))
+
     def identity(self):
         """Everything that the result depends on, as text."""
         return f"{tuple(self)!r} by {code_version()}"
 
     def file(self, folder):
         """Where the result is kept."""
-        name = "-".join(map(str, (*self[:5], self.seed)))
         digest = hashlib.sha256(self.identity().encode()).hexdigest()[:12]
-        return os.path.join(folder, f"{name}-{digest}.npz")
+        return os.path.join(folder, f"{self.name()}-{digest}.npz")
 
     def cost(self):
         """Seconds on one core, roughly: for the order, the progress line and the estimate."""
@@ -77,10 +78,12 @@ class Point(NamedTuple):
 def code_version():
     """A hash of the code that makes and measures models, without its comments and docstrings."""
     digest = hashlib.sha256()
-    for part in (rug, theory, forge, train.learning_rate, make_model, measure):
+    for part in (rug, theory, forge, train.learning_rate, make_model, measure,
+                 distance_from_gaussian):
         tree = ast.parse(inspect.getsource(part))
         for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            if documented and ast.get_docstring(node):
                 node.body[0].value.value = ""
         digest.update(ast.unparse(tree).encode())
     return digest.hexdigest()
@@ -165,33 +168,31 @@ def worker_starts():
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 def sweep(points, folder):
-    """Measure what has no result yet: small models one a process, then large ones with all cores."""
+    """Measure what has no result yet: small models one a process, large ones with all cores."""
     missing = [point for point in points if read(point, folder) is None]
     missing.sort(key=Point.cost, reverse=True)
     large = [point for point in missing if point.steps and point.n_sparse > 512]
-    small = [point for point in missing if point not in large]
     work = sum(point.cost() for point in missing)
     print(f"{len(points)} models, {len(points) - len(missing)} of them done before; the rest takes "
           f"roughly {work / rug.cores() / 60:.1f} min on {rug.cores()} cores.", flush=True)
     progress, done = train.Progress(math.ceil(work), "core-second"), 0.0
-    if small:
-        workers = ProcessPoolExecutor(rug.cores(), multiprocessing.get_context("spawn"), worker_starts)
-        usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which processes inherit as they start
-        futures = {workers.submit(measure, point, folder): point for point in small}
-        signal.signal(signal.SIGINT, usual)
-        try:
-            for future in as_completed(futures):
-                future.result()
-                done += futures[future].cost()
-                progress.show(int(done), " ".join(map(str, futures[future][:5])))
-        finally:
-            workers.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():  # after Ctrl-C, in the midst of points
-                worker.terminate()
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which processes inherit as they start
+    workers = ProcessPoolExecutor(rug.cores(), multiprocessing.get_context("spawn"), worker_starts)
+    futures = {workers.submit(measure, point, folder): point
+               for point in missing if point not in large}
+    signal.signal(signal.SIGINT, usual)
+    try:
+        for future in as_completed(futures):
+            future.result()
+            done += futures[future].cost()
+            progress.show(int(done), futures[future].name())
+    finally:
+        workers.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():  # after Ctrl-C, in the midst of points
+            worker.terminate()
     for point in large:
-        name = " ".join(map(str, point[:5]))
         measure(point, folder, None, lambda step: progress.show(
-            int(done + point.cost() * step / point.steps), name))
+            int(done + point.cost() * step / point.steps), point.name()))
         done += point.cost()
 
 def run(doc, figures, scales, arguments=None):
@@ -201,15 +202,15 @@ def run(doc, figures, scales, arguments=None):
     results) makes a table and pictures of. scales: {name: what needs and draw get}, default first.
     """
     parser = train.Parser(description=doc)
-    if len(figures) > 1:
-        parser.add_argument("figure", nargs="?", metavar="NAME", help="default: all of "
-                            + ", ".join(figures))
-    parser.add_argument("--scale", metavar="SCALE", help=" or ".join(scales) + " (default: the first)")
-    parser.add_argument("--out", metavar="DIR", help="where figures/ and runs/ go (default: "
-                        "experiments)")
+    flags = {"--scale": " or ".join(scales) + " (default: the first)",
+             "--out": "folder that figures/ and runs/ go to (default: experiments)"}
     if any(needs(scale) for needs, _ in figures.values() for scale in scales.values()):
-        parser.add_argument("--shard", metavar="K/N", help="measure only every N-th model from the "
-                            "K-th on, and draw nothing")
+        flags["--shard"] = "K/N: measure only every N-th model from the K-th on, and draw nothing"
+    if len(figures) > 1:
+        flags["figure"] = "one of " + ", ".join(figures) + " (default: all)"
+    for flag, text in flags.items():
+        optional = {} if flag.startswith("--") else {"nargs": "?"}
+        parser.add_argument(flag, help=text, **optional)
 
     def job(figure="all", scale=next(iter(scales)), out="experiments", shard=None):
         rug.require(figure in ("all", *figures), "figure", figure, "one of " + ", ".join(figures))

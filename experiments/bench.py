@@ -1,0 +1,94 @@
+"""What a training step costs, part by part, beside the one product that has to be dense.
+
+Each kernel of rug.py is called by itself on the arrays of a network that has trained for a while:
+the share of active outputs, which decides the cost, falls meanwhile. Medians, in milliseconds,
+batch 1024; other work on the machine counts. Below: what theory and forge cost, and how far 700
+steps get.
+"""
+import time
+
+import numpy as np
+
+import rug
+import theory
+import train
+from experiments import sweep
+
+SETTINGS = ((512, 0.25, 0.045, 400), (2048, 0.25, 0.01, 120), (8192, 0.05, 0.03, 25))  # and warm-up
+
+def median_ms(task, prepare=lambda: None, times=15):
+    """Median milliseconds of `task()`, each after an untimed `prepare()`; the first is left out."""
+    seconds = []
+    for _ in range(times + 1):
+        prepare()
+        start = time.perf_counter()
+        task()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(seconds[1:]))
+
+def warm_trainer(n_sparse, ratio, p, steps, threads):
+    """A trainer after `steps` steps at half the usual rate."""
+    trainer = rug.Trainer(n_sparse, round(ratio * n_sparse), p, threads=threads)
+    for _ in range(steps):
+        trainer.step(train.peak_rate(n_sparse) / 2)
+    return trainer
+
+def parts(trainer):
+    """{part: milliseconds a step} of a trainer with one thread."""
+    encoder, decoder, bias = trainer.weights
+    x, active, hidden, d_hidden = trainer.x[0], trainer.active[0], trainer.hidden, trainer.d_hidden
+    sparse, x_t, active_t = trainer.sparse[0], rug.transpose(x), rug.transpose(active)
+    out, gradient = np.zeros_like(hidden), np.zeros_like(encoder)
+    z, work, d_bias = hidden @ decoder.T, np.empty_like(trainer.dz), np.zeros_like(bias)
+    flat, scratch = np.zeros((3, encoder.size), np.float32), rug.empty_rows(*z.shape)
+    seed, step = np.uint64(trainer.seed), np.uint64(len(trainer.losses) - 1)
+    one, columns = np.float32(1), (x, active) if sparse else (x,)
+
+    def gradients():
+        if sparse:
+            rug.add_product(active, decoder, out)
+            rug.add_product(active_t, hidden, gradient)
+        else:
+            np.matmul(trainer.dz, decoder, out=out)
+            np.matmul(trainer.dz.T, hidden, out=gradient)
+        rug.add_product(x_t, d_hidden, gradient)
+
+    return {"sample": median_ms(lambda: rug.draw_rows(seed, step, 0, trainer.p, x)),
+            "encode": median_ms(lambda: rug.add_product(x, encoder, out)),
+            "decode": median_ms(lambda: np.matmul(hidden, decoder.T, out=work)),
+            "residual": median_ms(lambda: rug.residual(work, bias, x, scratch, trainer.row_losses,
+                                                       d_bias), lambda: np.copyto(work, z)),
+            "transpose": median_ms(lambda: [rug.transpose(some) for some in columns]),
+            "gradients": median_ms(gradients),
+            "adam": 2 * median_ms(lambda: rug.adam(*flat, gradient.reshape(-1), one, one, one))}
+
+def draw(folder, scale, results):
+    """Print the tables."""
+    lines, cores = [], rug.cores()
+    for n_sparse, ratio, p, warm_up in SETTINGS[:scale]:
+        trainer = warm_trainer(n_sparse, ratio, p, warm_up, threads=1)
+        share = trainer.active[0].indptr[-1] / trainer.dz.size
+        cost, step = parts(trainer), median_ms(lambda: trainer.step(1e-6))
+        other = warm_trainer(n_sparse, ratio, p, warm_up, threads=cores)
+        shared = median_ms(lambda: other.step(1e-6))
+        lines.append([f"({n_sparse}, {ratio}, {p})", f"{share:.0%}",
+                      *(f"{ms:.2f}" for ms in (*cost.values(), step)),
+                      f"{step / cost['decode']:.2f}", f"{shared:.2f}"])
+    train.print_table(["(n_sparse, r, p), one thread", "active", *cost, "step", "step / decode",
+                       f"step, {cores} threads"], lines)
+    ms = median_ms(lambda: theory.optimum(0.25, 0.045))
+    lines = [["theory.optimum(0.25, 0.045)", f"{ms:.2f}"]]
+    for k in (10, 13, 16, 20):
+        forged, x = train.rug_at(2**k, 0.25, 0.045, 0), rug.sample(8, 2**k, 0.045, 0).dense()
+        ms = median_ms(lambda: forged.forward(x), times=5) / 8
+        lines.append([f"a sample through the rug, n_sparse 2^{k}", f"{ms:.3f}"])
+    train.print_table(["", "ms"], lines)
+    trainer, start = rug.Trainer(512, 128, 0.045), time.perf_counter()
+    for step in range(700):
+        trainer.step(train.learning_rate(step, 700, train.peak_rate(512)))
+    spent = time.perf_counter() - start
+    loss, error = rug.evaluate(trainer.model, 0.045, 2**15, seed=1)
+    print(f"700 steps at (512, 0.25, 0.045): loss {loss:.5f} ± {error:.5f} after {spent:.1f} s.")
+
+if __name__ == "__main__":
+    sweep.run(__doc__, {"bench": (lambda scale: [], draw)}, {"full": 3, "quick": 2})
