@@ -108,7 +108,7 @@ def optimum(r, p):
     r = 1 gives loss 0.
     """
     s = noise_per_signal(r, p)
-    if s == 0 or s > 100:  # in so much noise the linear answer is best, and A below has no digits
+    if s == 0 or s > 10:  # in so much noise the linear answer is best, and A below has no digits
         return Optimum(linear_loss(r, p), r, p / 2 * (1 - r), r * s)
 
     def signal_and_power(t):
