@@ -197,15 +197,14 @@ def draw_rug(path, r, p, seed):
                    vmin=-largest, vmax=largest)
     print(f"→ {path}")
 
-MARKERS = {"trained": {"marker": "o"}, "rug": {"marker": "^"}, "projector": {"marker": "s"},
-           "large rug": {"marker": "v", "ms": 12, "markerfacecolor": "none",
-                         "markeredgecolor": COLOURS["rug"]}}  # drawn around the other rug
+MARKERS = {"trained": {"marker": "o"}, "rug": {"marker": "x"}, "projector": {"marker": "+"},
+           "large rug": {"marker": "o", "ms": 14, "mfc": "none"}}  # drawn around the other rug
 
 def draw_ratio(path, rows, p):
     """Loss against r at this p: linear, theory, Bayes as curves, what this run found as points."""
     ratios = np.geomspace(min(rows[0].r, p) / 4, 1, 120)
     figure, axes = plt.subplots(figsize=(8, 4.6))
-    for key, place, offset in (("linear", 100, (6, 6)), ("theory", 78, (6, 6)),
+    for key, place, offset in (("linear", 100, (6, 6)), ("theory", 78, (6, 0)),
                                ("bayes", 68, (-100, -14))):
         name, loss = CURVES[key]
         losses = [loss(ratio, p) for ratio in ratios]
@@ -213,9 +212,8 @@ def draw_ratio(path, rows, p):
         label(axes, ratios[place], losses[place], name, COLOURS[key], offset=offset)
     for row in rows:
         if row.key in MARKERS:
-            style = {"ms": 7, "markeredgecolor": "white"} | MARKERS[row.key]
-            axes.errorbar(row.r, row.loss, row.error, color=COLOURS[row.key.split()[-1]],
-                          label=row.name, ls="", zorder=2, **style)
+            axes.plot(row.r, row.loss, color=COLOURS[row.key.split()[-1]], label=row.name, ls="",
+                      **{"ms": 8, "mew": 1.5} | MARKERS[row.key])
     critical = theory.critical_ratio(p)
     if ratios[0] < critical < 1:
         axes.axvline(critical, color="#999999", lw=0.8, ls=":")

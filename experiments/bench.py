@@ -1,16 +1,14 @@
 """What a training step costs, part by part, beside the one product that has to be dense.
 
 Each kernel of rug.py is called by itself on the arrays of a network that has trained for a while:
-the share of active outputs, which decides the cost, falls meanwhile. Medians, in milliseconds,
-batch 1024; other work on the machine counts. Below: what theory and forge cost, and how far 700
-steps get.
+the share of active outputs, which decides the cost, falls meanwhile. Medians in milliseconds, batch
+1024; other work on the machine counts. Below: how far 700 steps get, and in what time.
 """
 import time
 
 import numpy as np
 
 import rug
-import theory
 import train
 from experiments import sweep
 
@@ -64,25 +62,18 @@ def parts(trainer):
 
 def draw(folder, scale, results):
     """Print the tables."""
-    lines, cores = [], rug.cores()
+    lines = []
     for n_sparse, ratio, p, warm_up in SETTINGS[:scale]:
-        trainer = warm_trainer(n_sparse, ratio, p, warm_up, threads=1)
-        share = trainer.active[0].indptr[-1] / trainer.dz.size
-        cost, step = parts(trainer), median_ms(lambda: trainer.step(1e-6))
-        other = warm_trainer(n_sparse, ratio, p, warm_up, threads=cores)
-        shared = median_ms(lambda: other.step(1e-6))
+        alone, shared = (warm_trainer(n_sparse, ratio, p, warm_up, threads)
+                         for threads in (1, rug.cores()))
+        share = alone.active[0].indptr[-1] / alone.dz.size
+        cost, step = parts(alone), median_ms(lambda: alone.step(1e-6))
         lines.append([f"({n_sparse}, {ratio}, {p})", f"{share:.0%}",
                       *(f"{ms:.2f}" for ms in (*cost.values(), step)),
-                      f"{step / cost['decode']:.2f}", f"{shared:.2f}"])
+                      f"{step / cost['decode']:.2f}",
+                      f"{median_ms(lambda: shared.step(1e-6)):.2f}"])
     train.print_table(["(n_sparse, r, p), one thread", "active", *cost, "step", "step / decode",
-                       f"step, {cores} threads"], lines)
-    ms = median_ms(lambda: theory.optimum(0.25, 0.045))
-    lines = [["theory.optimum(0.25, 0.045)", f"{ms:.2f}"]]
-    for k in (10, 13, 16, 20):
-        forged, x = train.rug_at(2**k, 0.25, 0.045, 0), rug.sample(8, 2**k, 0.045, 0).dense()
-        ms = median_ms(lambda: forged.forward(x), times=5) / 8
-        lines.append([f"a sample through the rug, n_sparse 2^{k}", f"{ms:.3f}"])
-    train.print_table(["", "ms"], lines)
+                       f"step, {rug.cores()} threads"], lines)
     trainer, start = rug.Trainer(512, 128, 0.045), time.perf_counter()
     for step in range(700):
         trainer.step(train.learning_rate(step, 700, train.peak_rate(512)))

@@ -2,10 +2,7 @@
 
 Digons put two features on one hidden unit, in opposite directions. Priority codes put several on
 two, at steeply falling scales: a feature that is on silences the quieter ones. Trained blocks are
-small autoencoders, the best of five seeds by exact loss. Copies of a small model make one of each
-multiple of its size with the same loss, which bounds the optimum of large models.
-Pictures: codes.png, who wins where; codes-block.png, a trained block beside the forged code;
-codes-cost.png, why training misses the code, and what the code costs.
+small autoencoders, the best of five seeds by exact loss; copies (`tile`) bound larger optima.
 
 Found at r 0.25, p 0.045, rug 0.00486: code 0.00165; trained 12 in 3 0.0021, 64 in 16 0.0030, 512 in
 128 0.0035, the larger the higher, but for 8 in 2, which mostly ends at 0.0044. At (0.5, 0.001) the
@@ -25,7 +22,6 @@ import theory
 import train
 from experiments import exact, sweep
 
-
 def tile(model, copies):
     """`copies` of a rug.Autoencoder down the diagonal: the same loss. ValueError if too large."""
     copies = rug.require_integer("copies", copies, 1)
@@ -33,7 +29,6 @@ def tile(model, copies):
     rug.require_memory(f"{copies} copies", 16 * copies**2 * model.n_sparse * model.n_dense)
     encoder, decoder = (np.kron(np.eye(copies), part) for part in (model.encoder, model.decoder))
     return rug.Autoencoder(encoder, decoder, np.tile(model.bias, copies))
-
 
 def digons(n_sparse, c=1.0):
     """n_sparse/2 pairs, W = [[1, −c], [−1/c, 1]], no bias; ValueError for odd n_sparse."""
@@ -43,16 +38,12 @@ def digons(n_sparse, c=1.0):
     pair = rug.Autoencoder(np.array([[1], [-c]]), np.array([[1], [-1 / c]]), np.zeros(2))
     return tile(pair, n_sparse // 2)
 
-
 def digon_loss(p, c=1.0):
-    """The loss of `digons`, derived here. Raises ValueError for p or c outside (0, 1].
-
-    Only if both are on, at u and v, is something lost: min(u, c v) and min(v, u/c), of mean squares
-    c²/3 − c³/6 and 1/3 − c/6. Even digons, c = 1, lose p²/6, the best, c = 1/3, 25/27 of that.
-    """
+    """The loss of `digons`, derived here: if both are on, at u and v, they lose min(u, c v) and
+    min(v, u/c), of mean squares c²/3 − c³/6 and 1/3 − c/6; else nothing. Even digons, c = 1, lose
+    p²/6, the best, c = 1/3, 25/27 of that. Raises ValueError for p or c outside (0, 1]."""
     theory.require_fractions(p=p, c=c)
     return p**2 / 2 * (c**2 / 3 - c**3 / 6 + 1 / 3 - c / 6)
-
 
 def priority_block(n, separation, closed):
     """Encoder and decoder, both (n, 2), of n ≥ 2 features in two hidden units (derived here):
@@ -65,21 +56,17 @@ def priority_block(n, separation, closed):
     points the other way, at −π/2, orthogonal to both e_0 and e_{n−2}: one less can silence it.
     """
     # Rounded, for the zeros to be exact: scales differ by more than float64 has digits.
-    direction = np.exp(1j * math.pi * (np.arange(n) / (n - 2 if closed else n))).round(15)
+    turns = np.append(np.arange(n - 1) / (n - 2), -0.5) if closed else np.arange(n) / n  # θ_i/π
+    direction = np.exp(1j * math.pi * turns).round(15)
     decoder = 1j * np.append(direction[1], direction[:-1])  # the one before, turned by π/2
-    if closed:
-        direction[-1] = -1j
     encoder = float(separation)**((n - 1) / 2 - np.arange(n)) * direction
     decoder /= (encoder * decoder.conj()).real
     return encoder.view(float).reshape(n, 2), decoder.view(float).reshape(n, 2)
 
-
 def priority_code(n_sparse, n_dense, separation=100, closed=False):
     """The rug.Autoencoder of n_dense // 2 priority blocks; a hidden unit left over has a digon.
-
     What isn't silenced is exact up to 1/separation. Raises ValueError for n_dense outside
-    2 … n_sparse (1 … n_sparse if n_sparse ≤ 2), a separation ≤ 1 or one too large for float64.
-    """
+    2 … n_sparse (1 … n_sparse if n_sparse ≤ 2), a separation ≤ 1 or one too large for float64."""
     n_sparse = rug.require_integer("n_sparse", n_sparse, 1)
     n_dense = rug.require_integer("n_dense", n_dense, 2 if n_sparse > 2 else 1, n_sparse)
     rug.require_memory(f"a code of {n_sparse} × {n_dense}", 16 * n_sparse * n_dense)
@@ -94,7 +81,6 @@ def priority_code(n_sparse, n_dense, separation=100, closed=False):
         encoder[place], decoder[place] = priority_block(size, separation, closed and size > 3)
     encoder[n_sparse - alone:, -1] = decoder[n_sparse - alone:, -1] = [1, -1][:alone]
     return rug.Autoencoder(encoder, decoder, np.zeros(n_sparse))
-
 
 def priority_loss(r, p, closed=False):
     """The loss of priority_code as separation → ∞, for even n_dense; ValueError as in theory.py:
@@ -115,13 +101,10 @@ def priority_loss(r, p, closed=False):
     lost -= last * np.expm1((n - 2) * log_off)
     return float(p / 3 * r / 2 * ((1 - larger) * lost[0] + larger * lost[1]))
 
-
 def envelope(r, codes):
-    """The least loss at ratio r of a mixture of two codes, and their names, larger share first.
-
-    codes: {name: (ratio, loss)}. A mixture's ratio and loss are means over its features, so this is
-    the lower convex envelope. Raises ValueError unless r is in (0, 1] and within the codes' ratios.
-    """
+    """The least loss at ratio r of a mixture of two codes, and their names, larger share first: the
+    lower convex envelope of codes, {name: (ratio, loss)}, as a mixture's are means over features.
+    Raises ValueError unless r is in (0, 1] and within the codes' ratios."""
     theory.require_fractions(r=r)
     mixtures = []
     for first, (low, lost) in codes.items():
@@ -132,7 +115,6 @@ def envelope(r, codes):
                 mixtures.append(((1 - share) * lost + share * loses, names))
     rug.require(mixtures, "r", r, "within the ratios of the codes")
     return min(mixtures)
-
 
 @lru_cache
 def known_codes(p):
@@ -146,26 +128,21 @@ def known_codes(p):
     codes |= {f"priority {n}": (2 / n, priority_loss(2 / n, p, closed=True)) for n in sizes}
     return codes | {f"rug {r:.3f}": (r, theory.optimum(r, p).loss) for r in ratios}
 
-
 def dropping_loss(r, p):
     """The rug's loss where dropping features for a denser rug of the others is allowed."""
     rugs = {name: code for name, code in known_codes(p).items() if name[:4] in ("drop", "rug ")}
     return envelope(r, rugs | {"rug": (r, theory.optimum(r, p).loss)})[0]
 
-
 # ------------------------------------------------------------------------- tables and pictures
-
 AT = 0.25, 0.045  # r and p of most of what follows
 BLOCKS = [(n, *AT) for n in (8, 12, 16, 64)] + [
     (16, r, p) for r, p in ((0.125, 0.01), (0.25, 0.01), (0.5, 0.01), (0.5, 0.3))]
-
 
 def needs(steps):
     """The models to train: five seeds of each block, and a few larger networks."""
     models = [(*block, steps, seed) for block in BLOCKS for seed in range(5)]
     models += (128, *AT, steps), (512, *AT, steps), (2048, *AT, steps // 8)
     return [sweep.Point.at("linear", *model) for model in models]
-
 
 def by_loss(results):
     """{(n_sparse, n_dense, p): all seeds' results, by exact loss if weights are kept}; a table."""
@@ -183,7 +160,6 @@ def by_loss(results):
     train.print_table(["trained", "best", "median", "rug", "priority code", "closed"], lines)
     return trained
 
-
 def draw_winners(path, trained):
     """Loss over r at three p, and a map over (r, p) of what wins."""
     curves = {"linear": ("optimal linear", theory.linear_loss),
@@ -196,11 +172,10 @@ def draw_winners(path, trained):
         var, ratios = theory.variance(p), np.geomspace(max(p / 4, 0.01), 0.98, 60)
         for kind, (name, loss) in curves.items():
             losses, style = [loss(r, p) / var for r in ratios], "--" if kind == "mixture" else "-"
-            axes.plot(ratios, losses, style, color=train.COLOURS[kind], label=name)
+            axes.loglog(ratios, losses, style, color=train.COLOURS[kind], label=name)
         blocks = [(m / n, trained[n, m, p][0]["loss"] / var) for n, m, its in trained if its == p]
         axes.plot(*np.transpose(blocks), "o", color=train.COLOURS["trained"], label="trained")
-        axes.set(xscale="log", yscale="log", ylim=(p / 20, 1.3), title=f"p = {p:g}",
-                 xlabel="ratio r", ylabel="loss / Var x")
+        axes.set(ylim=(p / 20, 1.3), title=f"p = {p:g}", xlabel="ratio r", ylabel="loss / Var x")
     grid[0, 0].legend(frameon=False, fontsize=8)
     axes, kinds = grid[1, 1], ("priority", "digon", "regular", "rug")
     ps, ratios = np.geomspace(1e-3, 0.9, 15), 0.5 * 1.9**(np.arange(-30, 6) / 5)
@@ -219,7 +194,6 @@ def draw_winners(path, trained):
     print(f"Rug / best: at least {gain[k, m]:.2f}, at r {ratios[k]:.2g}, p {ps[m]:.2g}.\n")
     train.save_figure(figure, path)
 
-
 def draw_block(path, block):
     """W of the trained block of 12 features in 3 hidden units beside the forged one."""
     figure, both = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
@@ -232,7 +206,6 @@ def draw_block(path, block):
     figure.colorbar(image, ax=both, label="W[i, j]")
     train.save_figure(figure, path)
 
-
 def noisy_losses(model, levels):
     """The losses with Gaussian noise in the hidden units, `levels` over their root mean square."""
     x = rug.sample(2**20 // model.n_sparse, model.n_sparse, AT[1], seed=1).dense()
@@ -240,7 +213,6 @@ def noisy_losses(model, levels):
     noise = np.sqrt(np.mean(hidden**2)) * np.random.default_rng(0).standard_normal(hidden.shape)
     z = ((hidden + level * noise) @ model.decoder.T + model.bias for level in levels)
     return np.array([np.mean((np.maximum(each, 0) - x)**2) for each in z])
-
 
 def draw_costs(path, trained):
     """Why training misses the code (above), and what the code costs (below)."""
@@ -287,14 +259,12 @@ def draw_costs(path, trained):
     figure.legend(*noise.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     train.save_figure(figure, path)
 
-
 def draw(folder, steps, results):
-    """The tables and the three pictures."""
+    """The tables; pictures of who wins where, of a trained block, and of what codes cost."""
     trained = by_loss(results)
     draw_winners(f"{folder}/codes.png", trained)
     draw_block(f"{folder}/codes-block.png", trained[12, 3, AT[1]][0]["model"])
     draw_costs(f"{folder}/codes-cost.png", trained)
-
 
 if __name__ == "__main__":
     sweep.run(__doc__, {"codes": (needs, draw)}, {"quick": 4000, "laptop": 8000})

@@ -1,10 +1,9 @@
 """Are a network's large-scale numbers enough to train it? Descend on the loss computed from them.
 
 theory.py's Gaussian loss of a feature depends on W through a_i, b_i and σ_i alone. Here its mean
-over features is differentiated by the weights and descended on, without one sample. Found: at
-(r, p) = (0.25, 0.045) it ends at the symmetric optimum, all features alike, and loses 3 % more on
-samples at n_sparse 512. At (0.05, 0.03) it splits them in two, keeps 44 % and ends 6.7 % below that
-optimum; why and where is for phases.py to say.
+over features is differentiated and descended on, without one sample. Found: at r 0.25, p 0.045 it
+ends at the symmetric optimum, all features alike, and loses 3 % more on samples at n_sparse 512. At
+r 0.05, p 0.03 it splits them in two, keeps 44 % and ends 6.7 % below that optimum (why: phases.py).
 """
 import math
 
@@ -55,7 +54,6 @@ def gaussian_loss_and_gradients(model, p):
         ∂L/∂D_i = o_i E_i + 2 γ_i D_i G + β_i (p/2) e,          ∂L/∂b_i = β_i.
     model: `.encoder`, `.decoder`, `.bias`. Raises ValueError if it has none or p is outside (0, 1].
     """
-    theory.require_fractions(p=p)
     encoder, decoder, bias = theory.parameters(model)
     interfering = decoder @ (encoder.T @ encoder)  # D G, (n_sparse, n_dense)
     everything = encoder.sum(axis=0)               # e, (n_dense,)
@@ -84,10 +82,8 @@ def descent_rate(n_sparse, n_dense):
 
 def descend(n_sparse, n_dense, p, steps, seed=0, report=lambda done, text: None):
     """The model after `steps` steps down its own Gaussian loss, and the losses, (steps,).
-
     Adam's ε asks for scaling up the gradients, of the order of p/n_sparse. report(done, text) is
-    called after each step. ValueError for steps < 1 and for what rug.PlainTrainer does not take.
-    """
+    called after each step. ValueError for steps < 1 and for what rug.PlainTrainer does not take."""
     steps = rug.require_integer("steps", steps, 1)
     trainer = rug.PlainTrainer(n_sparse, n_dense, p, batch=1, seed=seed)
     scale, peak = np.float32(n_sparse / p), descent_rate(n_sparse, n_dense)
@@ -112,15 +108,15 @@ def draw(folder, scale, results):
                       f"{np.mean(a > best.a / 2):.1%}", f"{dead.mean():.1%}",
                       f"{losses[-1] / best.loss:.4f}", f"{loss:.4f} ± {error:.4f}"])
         left.plot(losses / best.loss, color=colour, label=name)
-        right.hist(a, np.arange(-0.09, 1.5, 0.02), color=colour)
+        right.hist(a, np.arange(-0.1, 1.5, 0.04), color=colour)
         right.axvline(best.a, color=colour, ls="--", lw=1)
     train.print_table([f"n_sparse {n_sparse}, {steps} steps", "optimum's a", "W_ii ± spread",
                        "kept", "dead", "loss / optimum's: computed", "on samples"], lines)
     left.axhline(1, color=train.COLOURS["linear"], lw=1)
     left.legend(frameon=False)
     left.set(xlabel="step", ylabel="computed loss / symmetric optimum's", title="No sample needed")
-    right.set(yscale="log", ylim=(0.7, None), xlabel="$W_{ii}$ (dashed: the symmetric optimum's a)",
-              ylabel="features", title="All features alike, or split in two")
+    right.set(title="All features alike, or split in two", yscale="log", ylim=(0.7, 2 * n_sparse),
+              xlabel="$W_{ii}$ (dashed: the symmetric optimum's a)", ylabel="features")
     train.save_figure(figure, f"{folder}/descent.png")
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import theory
 import train
 from experiments import descent, sweep
 
-FREQUENCIES = 2048  # at which the characteristic function is computed
 RATIO, P = 0.25, 0.045
 
 def exact_losses(model, p):
@@ -35,8 +34,7 @@ def exact_losses(model, p):
     `.bias`. Raises ValueError for p outside (0, 1], or unless W is finite and below 1e100.
     """
     theory.require_fractions(p=p)
-    arrays = theory.parameters(model)
-    encoder, decoder, bias = (theory.as_floats("model", array) for array in arrays)
+    encoder, decoder, bias = (theory.as_floats("model", part) for part in theory.parameters(model))
 
     def loss(i):
         w = decoder[i] @ encoder.T
@@ -71,10 +69,9 @@ def exact_feature(a, b, w, p):
     if top <= 0:
         return p / 3  # it never answers
     window = max(1.5 * top, 12.5 / best)
-    shift, step = 12.5 / window, math.pi / window
+    shift, step, total = 12.5 / window, math.pi / window, 0.0
     power, turn = np.exp((shift + 0j) * w), np.exp(1j * step * w)  # e^{s w}, and on to the next s
-    total = 0.0
-    for k in range(FREQUENCIES):
+    for k in range(2048):  # the frequencies at which ν's characteristic function is computed
         s = complex(shift, k * step)
         mgf = complex(1.0)  # M(s)
         for j in range(len(w)):
@@ -97,10 +94,7 @@ def make(kind, n_sparse, steps):
     if kind == "digons":
         pairs = np.kron(np.eye(n_sparse // 2), [[1], [-1]])
         return rug.Autoencoder(pairs, pairs, np.zeros(n_sparse))
-    trainer = rug.Trainer(n_sparse, round(RATIO * n_sparse), P)
-    for step in range(steps):
-        trainer.step(train.learning_rate(step, steps, train.peak_rate(n_sparse)))
-    return trainer.model
+    return sweep.make_model(sweep.Point.at("linear", n_sparse, RATIO, P, steps))[0]
 
 def draw(folder, scale, results):
     """A table of the losses; the density of the interference of 32 features, in units of its σ."""

@@ -24,18 +24,13 @@ import train
 from experiments import sweep
 
 # ----------------------------------------------------- 1. the best straight line above a threshold
-
-
 def best_line(m, v):
     """(removed, slope, height) of the line slope · w + height that is nearest to x in mean square.
-
     With m_k = E w^k and v_k = E x w^k over the kept w, the normal equations leave E x² − removed,
-    removed = v₁²/m₂ + (v₀ − v₁ m₁/m₂)²/(m₀ − m₁²/m₂): by a line through 0, and by its height.
-    """
+    removed = v₁²/m₂ + (v₀ − v₁ m₁/m₂)²/(m₀ − m₁²/m₂): by a line through 0, and by its height."""
     rest = v[0] - v[1] * m[1] / m[2]
     height = rest / (m[0] - m[1]**2 / m[2])
     return v[1]**2 / m[2] + rest * height, (v[1] - height * m[1]) / m[2], height
-
 
 def line_above(theta, s, p):
     """(loss, slope, height) of the best slope · w + height where w = y − θ > 0, with 0 elsewhere.
@@ -62,7 +57,6 @@ def line_above(theta, s, p):
     removed, slope, height = best_line(m, (v0, v1))
     return np.where(quiet, missed + noise, p / 3) - removed, slope + quiet, height + quiet * theta
 
-
 def jump_loss(r, p):
     """(loss, θ) of the best JumpReLU: the best straight line above the best threshold, 0 below it.
 
@@ -76,9 +70,7 @@ def jump_loss(r, p):
     which meets 0 below that. r = 1 gives loss 0. Raises ValueError for r or p outside (0, 1].
     """
     s = theory.noise_per_signal(r, p)
-    if s == 0:
-        return 0.0, 0.0
-    if s > 10:
+    if s == 0 or s > 10:
         return theory.linear_loss(r, p), -p / 2 * (1 / r - 1)
     # At a jump false alarms are as dense as signals, φ(θ/s)/s ≈ p: θ/s is well below this bound.
     highest = 8 + math.sqrt(-2 * math.log(p))
@@ -86,7 +78,6 @@ def jump_loss(r, p):
     best = theory.optimum(r, p)
     relu = max(-best.b / best.a, -10 * s)
     return min((float(line_above(theta, s, p)[0]), theta) for theta in (jump, relu))
-
 
 def crossing_ratio(p):
     """The r from which on a jump beats ReLU, by bisection over the noise s; 1 for p = 1: none does.
@@ -97,8 +88,7 @@ def crossing_ratio(p):
     τ² = 2 ln(1/p) + κ², hence r/r_c → (1 − κ/τ)/(1 + κ/τ) = 0.6975. That is *below* r_c, where
     both remove about p^0.033 of Var x. Raises ValueError for p outside (0, 1].
     """
-    variance = theory.variance(p)
-    low, high = 0.01 * (1 - p), 0.4
+    low, high, variance = 0.01 * (1 - p), 0.4, theory.variance(p)
     for _ in range(30):
         s = (low + high) / 2
         r = variance / (variance + s**2)
@@ -106,15 +96,10 @@ def crossing_ratio(p):
         low, high = (s, high) if jumps else (low, s)
     return r
 
-
 # ------------------------------------------------------------------- 2. the same decoders on a rug
-
-
 def keep_largest(y, x, group):
     """The best straight line of the k largest y of each `group` samples, else 0, for the best k.
-
-    y, x: pre-activations and features, (batch, n_sparse). k and the line are fitted to them.
-    """
+    y, x: pre-activations and features, (batch, n_sparse). k and the line are fitted to them."""
     grouped = y.reshape(-1, group * y.shape[1])
     order = np.argsort(-grouped, axis=1)
     ranked = np.take_along_axis(grouped, order, axis=1)
@@ -126,13 +111,10 @@ def keep_largest(y, x, group):
     kept = grouped >= ranked[:, best + 1, None]
     return np.where(kept, slope[best] * grouped + height[best], 0).reshape(y.shape)
 
-
 def losses(y, x, r, p):
-    """The loss of each decoder on each sample, {name: (batch,)}.
-
-    y, x: pre-activations and features, (batch, n_sparse); else ValueError. ReLU, JumpReLU and the
-    posterior means are theory's; "one θ" is a JumpReLU that is fitted to y and x like the top-k.
-    """
+    """The loss of each decoder on each sample, {name: (batch,)}, for pre-activations y and features
+    x, both (batch, n_sparse), else ValueError. ReLU, JumpReLU and the posterior means are theory's;
+    "one θ" is a JumpReLU that is fitted to y and x like the top-k."""
     fine = np.ndim(y) == 2 and np.shape(y) == np.shape(x) and len(y) % 16 == 0
     rug.require(fine, "shapes of y, x", (np.shape(y), np.shape(x)), "(16 m, n_sparse) for both")
     s, best, theta = theory.noise_per_signal(r, p), theory.optimum(r, p), jump_loss(r, p)[1]
@@ -147,7 +129,6 @@ def losses(y, x, r, p):
                "top-k": keep_largest(y, x, 1), "Bayes": np.interp(y, grid, chance * if_on),
                "oracle": np.where(x > 0, np.interp(y, grid, if_on), 0)}
     return {name: np.square(output - x).mean(axis=1) for name, output in outputs.items()}
-
 
 def sampled(n_sparse, r, p, entries):
     """Losses over ReLU's on one rug, {name: (ratio, standard error)}, and a line of the table."""
@@ -167,16 +148,13 @@ def sampled(n_sparse, r, p, entries):
         line.append(f"{ratio:.4f} ± {error:.4f}{predicted}")
     return ratios, line
 
-
 # ---------------------------------------------------------------------------- 3. tables and picture
-
 PREDICTED = {"ReLU": lambda r, p: theory.optimum(r, p).loss, "Bayes": theory.bayes_loss,
              "JumpReLU": lambda r, p: jump_loss(r, p)[0], "oracle": theory.oracle_loss}
 COLOURS = {"ReLU": train.COLOURS["theory"], "Bayes": train.COLOURS["bayes"], "top-k": "#000000",
            "JumpReLU": train.COLOURS["jump"], "oracle": train.COLOURS["oracle"]}
 # p and n_sparse: where features are rare, interference is Gaussian only on larger rugs.
 SIZES = {0.1: 8192, 0.03: 8192, 0.01: 8192, 0.003: 65536, 0.001: 65536}
-
 
 def print_factors():
     """Loss over loss as p falls (nan: r > 1, or no digits). Limits at fixed r/r_c = 1/t²: Var x
@@ -197,7 +175,6 @@ def print_factors():
           "and ½ ln(1/p); JumpReLU / Bayes 1; ReLU / oracle (1/2 + t/6) ln(1/p) and ½ ln(1/p).")
     crossings = [f"{crossing_ratio(p) / theory.critical_ratio(p):.3f} at p = {p:g}" for p in ps]
     print("A jump gains from r/r_c =", ", ".join(crossings) + "; limit 0.6975.")
-
 
 def draw(folder, scale, results):
     """Tables; losses against p at fixed r and at fixed r/r_c; a map of what a jump gains."""
@@ -233,7 +210,6 @@ def draw(folder, scale, results):
     ground.legend(loc="lower right")
     figure.colorbar(image, ax=ground, label="JumpReLU's loss / ReLU's")
     train.save_figure(figure, f"{folder}/optimality.png")
-
 
 if __name__ == "__main__":
     sweep.run(__doc__, {"optimality": (lambda scale: [], draw)},

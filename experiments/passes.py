@@ -1,10 +1,9 @@
 """Looking again: the rug's hidden vectors hold all of x, if they are read more than once.
 
-ReLU, like every activation, decodes feature i from its own pre-activation y_i, and takes what other
-features add to it for noise. A decoder that subtracts what it has already found sees less of that,
-finds more, and above a critical ratio ends at x itself. It is orthogonal approximate message
-passing (Ma, Ping 2017; Rangan, Schniter, Fletcher 2019): `decode` for the rug, in two fast
-transforms a pass, `look_again` for any W; as n_sparse → ∞, `predicted_losses`, `recovery_ratio`.
+ReLU, like any activation, decodes feature i from its own pre-activation y_i, and takes what others
+add to it for noise. A decoder that subtracts what it has found sees less of that, finds more, and
+above a critical ratio ends at x itself, by orthogonal approximate message passing (Ma, Ping 2017;
+Rangan, Schniter, Fletcher 2019): in two fast transforms a pass for the rug, or for any W.
 
 Found, one rug each: sampled losses follow the prediction over 17 decades, and end by rounding. So
 above about r_c hidden vectors lose nothing; what one look leaves is the decoder's doing. At r 0.25,
@@ -24,26 +23,21 @@ import train
 from experiments import sweep
 
 # ------------------------------------------------------------------------ 1. one pass, one feature
-
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)
 REACH = 72       # e^(−REACH/2) = 2e-16: no density less than this times its peak counts
 SILENT = 1e-150  # noise that counts as none: its square is about the least positive float
 
-
 def posterior(y, s, p):
     """η(y) = E[x | y] for y = x + s z, its derivative η′, and the density of y; shaped like y.
-
     The posterior of x is x = 0 with some weight, and else N(y, s²) cut to [0, 1]. Its dependence on
     y is a factor e^{x y/s²}; hence η′(y) = Var(x | y)/s². s may be an array, too; 0 means y = x.
-    Raises ValueError if y or s is not finite, s negative, or p outside (0, 1].
-    """
+    Raises ValueError if y or s is not finite, s negative, or p outside (0, 1]."""
     theory.require_fractions(p=p)
     y, s = theory.as_floats("y", y), theory.as_floats("s", s, 0)
     out = np.empty((3, *y.shape))
     s = np.ascontiguousarray(np.broadcast_to(s, y.shape))
     posterior_loop(float(p), NODES, WEIGHTS, y.reshape(-1), s.reshape(-1), *out.reshape(3, -1))
     return out
-
 
 @rug.compiled
 def posterior_loop(p, nodes, weights, y, s, mean, slope, density):
@@ -77,19 +71,14 @@ def posterior_loop(p, nodes, weights, y, s, mean, slope, density):
         slope[i] = share * (on_variance + odds * share * on_mean * on_mean)
         density[i] = (off + on) / s[i] * math.exp(-beyond * beyond / 2) / math.sqrt(2 * math.pi)
 
-
 # ------------------------------------------------------------------------------- 2. the prediction
-
-
 def mean_slope(s, p):
     """δ(s) = E η′(y) = mmse/s². (p/3 − E η² for mmse would lose all digits where it is small.)"""
     return theory.integrate_over_signal(lambda y: np.prod(posterior(y, s, p)[1:], axis=0), s, p)
 
-
 def state_evolution(r, p, passes):
     """Each pass's (v_k, L_k), the mean square error that it starts from and that of its estimate:
-    v₁ = Var x,   s_k² = (1/r − 1) v_k,   L_k = δ(s_k) s_k²,   v_{k+1} = L_k/(1 − δ(s_k)).
-    """
+    v₁ = Var x,   s_k² = (1/r − 1) v_k,   L_k = δ(s_k) s_k²,   v_{k+1} = L_k/(1 − δ(s_k))."""
     theory.require_fractions(p=p, r=r)
     v, pairs = theory.variance(p), []
     for _ in range(rug.require_integer("passes", passes, 1)):
@@ -99,21 +88,18 @@ def state_evolution(r, p, passes):
         v = delta * s * s / (1 - delta)
     return pairs
 
-
 def predicted_losses(r, p, passes):
     """The loss after each of 1 … passes passes, as n_sparse → ∞: a list, by `state_evolution`.
 
-    The first is `theory.bayes_loss`. In the limit of high sparsity, p → 0 at fixed r/r_c, signals
-    are found if they exceed t = s √(2 ln(1/p)), as noise does for few of the silent features. With
-    s² → v/r, Var x → p/3 and r_c = (2/3) p ln(1/p),
+    The first is `theory.bayes_loss`. ValueError for p or r outside (0, 1], passes < 1. In the limit
+    p → 0 at fixed r/r_c, signals are found if they exceed t = s √(2 ln(1/p)), as noise does for few
+    of the silent features. With s² → v/r, Var x → p/3 and r_c = (2/3) p ln(1/p),
         t² = (r_c/r) (v/Var x),      L = p ∫₀ᵗ u² du = Var(x) t³  if t < 1,  else Var x.
     For r < r_c the first pass (v = Var x) finds nothing, nor does any other. For r > r_c, L/s² → 0
     and v_{k+1} = L_k: the exponents of r_c/r in v_k/Var x are e₁ = 0, e_{k+1} = (3/2) (1 + e_k), or
-    e_{k+1} + 3 = (3/2) (e_k + 3), so that L_k/Var x → (r_c/r)^{3 (1.5^k − 1)}. Raises ValueError
-    for p or r outside (0, 1], passes < 1.
+    e_{k+1} + 3 = (3/2) (e_k + 3), so that L_k/Var x → (r_c/r)^{3 (1.5^k − 1)}.
     """
     return [loss for _, loss in state_evolution(r, p, passes)]
-
 
 def recovery_ratio(p):
     """The smallest r from which the predicted losses go to 0: the maximum of δ(s) over s.
@@ -130,23 +116,18 @@ def recovery_ratio(p):
     log_s = theory.maximise(slopes, math.log(1e-6), math.log(10), points=60, rounds=3)
     return max(float(slopes(log_s)), float(p))
 
-
 # ---------------------------------------------------------------------------------- 3. the decoder
-
-
 def decode(forged, hidden, p, passes, variances=None):
     """Estimates of x from a rug's hidden vectors alone: a list, (batch, n_sparse) for each pass.
 
     hidden: (batch, n_dense), of `forged.encode(x)`; so P x = H_Sᵀ hidden / n_sparse is known, and
-    the rest is `look_again`, in float64. Encoding in float32 ends progress at 3e-15 of Var x.
-    Raises ValueError if `forged` is no PersianRug, hidden not of that shape and finite, p outside
-    (0, 1], passes < 1, or variances not one a pass.
+    the rest is `look_again`. Encoding in float32 ends progress at 3e-15 of Var x. ValueError unless
+    forged is a PersianRug, hidden finite numbers, p in (0, 1], passes ≥ 1, variances one a pass.
     """
     rug.require(isinstance(forged, forge.PersianRug), "forged", forged, "a forge.PersianRug")
-    hidden, n_sparse = np.asarray(hidden), forged.n_sparse
+    hidden, n_sparse = theory.as_floats("hidden", hidden), forged.n_sparse
     shaped = hidden.ndim == 2 and len(hidden) > 0 and hidden.shape[1] == forged.n_dense
-    rug.require(shaped and hidden.dtype.kind in "fiu" and np.isfinite(hidden).all(), "hidden",
-                (hidden.dtype.name, hidden.shape), f"finite numbers (batch ≥ 1, {forged.n_dense})")
+    rug.require(shaped, "hidden's shape", hidden.shape, f"(batch ≥ 1, {forged.n_dense})")
 
     def residual(estimate):
         spread = np.zeros(estimate.shape)
@@ -155,7 +136,6 @@ def decode(forged, hidden, p, passes, variances=None):
 
     r = np.full(n_sparse, forged.n_dense / n_sparse)
     return look_again(residual, len(hidden), r, np.sqrt(1 / r - 1), p, passes, variances)
-
 
 def look_again(residual, batch, diagonal, noise, p, passes, variances=None):
     """The passes for any W: a list of estimates (batch, n_sparse). The first starts at x̂ = p/2.
@@ -174,14 +154,13 @@ def look_again(residual, batch, diagonal, noise, p, passes, variances=None):
     to believe in instead). Without row 0 of H neither the mean of x − x̂ nor x = 0 show in d, so v
     is at least Var x/4, then 1/n_sparse of the last. δ > r, no use (`recovery_ratio`), is cut off.
     """
-    theory.require_fractions(p=p)
     passes = rug.require_integer("passes", passes, 1)
     given = np.shape(variances)
     rug.require(variances is None or given == (passes,), "variances' shape", given, (passes,))
     power = np.sum(np.square(diagonal) * (1 + np.square(noise)))  # ‖W‖²
     most = np.mean(1 / (1 + np.square(noise)))                    # r
-    current, estimates = np.full((batch, len(diagonal)), p / 2), []
     v = theory.variance(p) / 4 * len(diagonal)  # over n_sparse, the first pass's least v
+    current, estimates = np.full((batch, len(diagonal)), p / 2), []
     for k in range(passes):
         d = residual(current)
         measured = np.sum(d**2, axis=1, keepdims=True) / power
@@ -193,23 +172,19 @@ def look_again(residual, batch, diagonal, noise, p, passes, variances=None):
         current = (estimate - delta * y) / (1 - delta)
     return estimates
 
-
 # --------------------------------------------------------------------------- 4. table and picture
-
 R, P, SHOWN = 0.25, 0.045, (1, 2, 3, 5, 12, 40)
 COLOURS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00"
 RUGS = ((65536, R, P), (65536, 0.1, 0.01), (65536, 0.5, 0.3), (65536, 0.1, P), (2**20, 0.03, 0.001),
         (512, R, P), (8192, R, P), (2**20, R, P))  # the first, one a colour, are in the picture
-
 
 def cases(entries):
     """What to print: (name, x, estimates, predicted losses). First RUGS, then what is amiss."""
     for n_sparse, r, p in RUGS:
         forged, batch = train.rug_at(n_sparse, r, p, seed=1), max(1, entries // n_sparse)
         x = rug.sample(batch, n_sparse, p, seed=2).dense().astype(float)
-        predicted = predicted_losses(forged.n_dense / n_sparse, p, 12)
-        name = f"n_sparse {n_sparse}, r {r:g}, p {p:g}"
-        yield name, x, decode(forged, forged.encode(x), p, 12), predicted
+        yield (f"n_sparse {n_sparse}, r {r:g}, p {p:g}", x, decode(forged, forged.encode(x), p, 12),
+               predicted_losses(forged.n_dense / n_sparse, p, 12))
     rng = np.random.default_rng(0)
     x = rug.sample(entries // 2**15, 8192, P, seed=2).dense().astype(float)
     for r in (R, 0.12):
@@ -233,7 +208,6 @@ def cases(entries):
         known = lambda x_hat: (x - x_hat) @ w.T, len(x), diagonal, noise
         yield f"n_sparse 512, trained: its {name}", x, look_again(*known, P, SHOWN[-1]), ()
 
-
 def print_losses(entries):
     """The table of losses over Var x, in brackets over the predicted ones; all losses."""
     lines, results = [], []
@@ -248,7 +222,6 @@ def print_losses(entries):
         results.append(means)
     train.print_table(["loss / Var x", *(f"pass {k}" for k in SHOWN), "median sample"], lines)
     return results
-
 
 def draw(folder, entries, _):
     """The table, and a picture: loss against passes, loss against r, the threshold against p."""
@@ -274,7 +247,6 @@ def draw(folder, entries, _):
         axes.set(ylabel=ylabel)
         axes.legend(fontsize=8, loc="lower left")
     train.save_figure(figure, f"{folder}/passes.png")
-
 
 if __name__ == "__main__":  # scales: entries of x to decode for a line of the table
     sweep.run(__doc__, {"passes": (lambda scale: [], draw)}, {"quick": 2**18, "laptop": 2**21})

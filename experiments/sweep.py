@@ -41,10 +41,7 @@ class Point(NamedTuple):
 
     @staticmethod
     def at(kind, n_sparse, ratio, p, steps=0, seed=0):
-        """The Point whose n_dense/n_sparse is as near to `ratio` as n_sparse allows.
-
-        "paper" has the published rate, 3e-3/√n_sparse, all others `train.peak_rate`.
-        """
+        """The Point with n_dense/n_sparse next to `ratio`; "paper" has the published rate, too."""
         n_dense = min(n_sparse, max(1, round(ratio * n_sparse)))
         rate = 3e-3 / math.sqrt(n_sparse) if kind == "paper" else train.peak_rate(n_sparse)
         return Point(kind, n_sparse, n_dense, p, steps, rate if steps else 0.0, seed)
@@ -162,8 +159,7 @@ def distance_from_gaussian(values):
 
 # --------------------------------------------------------------------------------------- the sweep
 def worker_starts():
-    """In a worker process: leave Ctrl-C to the parent, and end when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a worker process, which Ctrl-C does not reach: end when the parent is gone."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
@@ -175,7 +171,10 @@ def sweep(points, folder):
     work = sum(point.cost() for point in missing)
     print(f"{len(points)} models, {len(points) - len(missing)} of them done before; the rest takes "
           f"roughly {work / rug.cores() / 60:.1f} min on {rug.cores()} cores.", flush=True)
+    if not missing:
+        return
     progress, done = train.Progress(math.ceil(work), "core-second"), 0.0
+    progress.show(0, "starting")
     usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which processes inherit as they start
     workers = ProcessPoolExecutor(rug.cores(), multiprocessing.get_context("spawn"), worker_starts)
     futures = {workers.submit(measure, point, folder): point
@@ -196,23 +195,19 @@ def sweep(points, folder):
         done += point.cost()
 
 def run(doc, figures, scales, arguments=None):
-    """The command line of an experiment whose docstring is `doc`.
-
-    figures: {name: (needs, draw)}; needs(scale) lists the Points whose results draw(folder, scale,
-    results) makes a table and pictures of. scales: {name: what needs and draw get}, default first.
-    """
+    """The command line of an experiment whose docstring is `doc`. figures: {name: (needs, draw)};
+    needs(scale) lists the Points whose results draw(folder, scale, results) makes a table and
+    pictures of. scales: {name: what needs and draw get}, the default first."""
     parser = train.Parser(description=doc)
-    flags = {"--scale": " or ".join(scales) + " (default: the first)",
-             "--out": "folder that figures/ and runs/ go to (default: experiments)"}
-    if any(needs(scale) for needs, _ in figures.values() for scale in scales.values()):
-        flags["--shard"] = "K/N: measure only every N-th model from the K-th on, and draw nothing"
+    add, first = parser.add_argument, next(iter(scales))
+    add("--scale", help=" or ".join(scales) + " (default: the first)")
+    add("--out", help="folder that figures/ and runs/ go to (default: experiments)")
+    if any(needs(scales[first]) for needs, _ in figures.values()):
+        add("--shard", help="K/N: measure only every N-th model from the K-th on, draw nothing")
     if len(figures) > 1:
-        flags["figure"] = "one of " + ", ".join(figures) + " (default: all)"
-    for flag, text in flags.items():
-        optional = {} if flag.startswith("--") else {"nargs": "?"}
-        parser.add_argument(flag, help=text, **optional)
+        add("figure", nargs="?", help="one of " + ", ".join(figures) + " (default: all)")
 
-    def job(figure="all", scale=next(iter(scales)), out="experiments", shard=None):
+    def job(figure="all", scale=first, out="experiments", shard=None):
         rug.require(figure in ("all", *figures), "figure", figure, "one of " + ", ".join(figures))
         rug.require(scale in scales, "scale", scale, "one of " + ", ".join(scales))
         k, n = (int(x) if x.isdecimal() else 0 for x in (shard or "1/1").partition("/")[::2])
@@ -228,6 +223,7 @@ def run(doc, figures, scales, arguments=None):
             return
         for needs, draw in chosen:
             results = {point: read(point, folder) for point in needs(scales[scale])}
+            rug.require(None not in results.values(), "code", "changed meanwhile", "left as it is")
             draw(drawn, scales[scale], results)
 
     parser.run(job, arguments, lambda given: "the same command")
