@@ -41,7 +41,6 @@ def parts(trainer):
     flat, scratch = np.zeros((3, encoder.size), np.float32), rug.empty_rows(*z.shape)
     seed, step = np.uint64(trainer.seed), np.uint64(len(trainer.losses) - 1)
     one, columns = np.float32(1), (x, active) if sparse else (x,)
-
     def gradients():
         if sparse:
             rug.add_product(active, decoder, out)
@@ -50,7 +49,6 @@ def parts(trainer):
             np.matmul(trainer.dz, decoder, out=out)
             np.matmul(trainer.dz.T, hidden, out=gradient)
         rug.add_product(x_t, d_hidden, gradient)
-
     return {"sample": median_ms(lambda: rug.draw_rows(seed, step, 0, trainer.p, x)),
             "encode": median_ms(lambda: rug.add_product(x, encoder, out)),
             "decode": median_ms(lambda: np.matmul(hidden, decoder.T, out=work)),

@@ -35,7 +35,6 @@ def exact_losses(model, p):
     """
     theory.require_fractions(p=p)
     encoder, decoder, bias = (theory.as_floats("model", part) for part in theory.parameters(model))
-
     def loss(i):
         w = decoder[i] @ encoder.T
         largest = np.abs(w).max()
@@ -43,7 +42,6 @@ def exact_losses(model, p):
         a, w[i] = w[i], 0.0
         small = np.abs(w) < 1e-6
         return exact_feature(a, bias[i] + p / 2 * w[small].sum(), w[~small], float(p))
-
     with ThreadPoolExecutor(rug.cores()) as pool:
         return np.array(list(pool.map(loss, range(len(bias)))))
 

@@ -278,8 +278,7 @@ FIGURES = {
     "size": (lambda scale: points(sizes(scale).values()), draw_size),
     "distance": (lambda scale: points(distances(scale).values()), draw_distance),
     "starts": (lambda scale: points(starts(scale, kind) for kind in STARTS), draw_starts),
-    "scaling": (lambda scale: [], draw_scaling),
-    "rug": (lambda scale: [], draw_rugs)}
+    "scaling": (lambda scale: [], draw_scaling), "rug": (lambda scale: [], draw_rugs)}
 
 if __name__ == "__main__":
     sweep.run(__doc__, FIGURES, SCALES)

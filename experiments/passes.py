@@ -128,12 +128,10 @@ def decode(forged, hidden, p, passes, variances=None):
     hidden, n_sparse = theory.as_floats("hidden", hidden), forged.n_sparse
     shaped = hidden.ndim == 2 and len(hidden) > 0 and hidden.shape[1] == forged.n_dense
     rug.require(shaped, "hidden's shape", hidden.shape, f"(batch ≥ 1, {forged.n_dense})")
-
     def residual(estimate):
         spread = np.zeros(estimate.shape)
         spread[:, forged.rows] = (hidden - forged.encode(estimate)) / n_sparse
         return forge.walsh_hadamard(spread)
-
     r = np.full(n_sparse, forged.n_dense / n_sparse)
     return look_again(residual, len(hidden), r, np.sqrt(1 / r - 1), p, passes, variances)
 

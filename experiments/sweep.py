@@ -66,8 +66,6 @@ class Point(NamedTuple):
 
     def cost(self):
         """Seconds on one core, roughly: for the order, the progress line and the estimate."""
-        if not self.steps:
-            return 1 + 1e-10 * self.n_sparse * self.n_dense**2 * (self.kind == "projector")
         products = 4e-8 * (1 + 2 * self.p) * self.n_sparse * self.n_dense
         return 1 + self.steps * (2e-4 + 3e-6 * self.n_sparse + products)
 
@@ -146,10 +144,8 @@ def read(point, folder):
         return None
 
 def distance_from_gaussian(values):
-    """Kolmogorov–Smirnov distance of each column from the Gaussian of its own mean and deviation.
-
-    values: (samples, columns), two samples or more. Gaussian samples have about 0.6/√samples.
-    """
+    """Kolmogorov–Smirnov distance of each column of values, (samples, columns), from the Gaussian of
+    its own mean and deviation. Samples of a Gaussian have about 0.6/√samples."""
     values = np.sort(theory.as_floats("values", values), axis=0)
     enough = values.ndim == 2 and len(values) > 1
     rug.require(enough, "values' shape", values.shape, "(samples, columns) with 2 samples or more")
