@@ -133,7 +133,8 @@ def test_the_linear_start_is_the_best_linear_one():
     assert np.allclose(w.sum(axis=1) * p / 2 + model.bias, p / 2, atol=1e-6)
     x = rug.sample(2000, n, p, seed=1).dense() - p / 2
     losses = [np.mean((gain * x @ w.T - x)**2) for gain in (0.9, 1, 1.1)]
-    assert min(losses) == losses[1] == pytest.approx(theory.variance(p) * (0.75**2 + 0.25**2 * 3), rel=0.02)
+    expected = theory.variance(p) * (0.75**2 + 0.25**2 * 3)
+    assert min(losses) == losses[1] == pytest.approx(expected, rel=0.02)
     for n, d, p in ((128, 1, 0.6), (512, 5, 0.1), (2048, 61, 0.4), (999, 800, 0.6), (256, 8, 0.02)):
         trainer = rug.Trainer(n, d, p)
         assert not rug.dead_features(trainer.model, p).any()
@@ -351,10 +352,9 @@ def test_the_random_projector_is_a_projector_near_the_theory():
 def test_resumed_training_is_uninterrupted_training(kind, tmp_path):
     threads = {} if kind is rug.PlainTrainer else {"threads": 3}
     whole, part = (kind(64, 16, 0.1, batch=50, seed=4, init="paper", **threads) for _ in range(2))
-    for _ in range(7):
-        whole.step(3e-3)
-    for _ in range(3):
-        part.step(3e-3)
+    for trainer, steps in ((whole, 7), (part, 3)):
+        for _ in range(steps):
+            trainer.step(3e-3)
     part.save(tmp_path / "checkpoint", steps=7)
     rest = kind.load(tmp_path / "checkpoint")
     for _ in range(4):
@@ -425,12 +425,11 @@ def test_a_diverging_run_stops_and_its_last_checkpoint_stays(tmp_path):
         train.train(trainer, 2, 0.5, tmp_path / "checkpoint", 1.0)
     assert not os.listdir(tmp_path)
     least, noise = theory.variance(0.3), np.random.default_rng(0).normal(0, 1e-4, 400)
-    trainer = rug.Trainer(16, 4, 0.3, batch=8)
     for level, steps in ((0.97, 400), (1.03, 1000)):  # better than Var x; in its first half
         trainer.losses = list(level * least + noise)
-        train.check(trainer, steps, 0.5)
+        train.check_loss(trainer, steps, 0.5)
     with pytest.raises(ValueError, match="--lr 0.5 .*at most"):
-        train.check(trainer, 400, 0.5)
+        train.check_loss(trainer, 400, 0.5)
 
 # ------------------------------------------------------------------------------- mistaken arguments
 NAN, INF = float("nan"), float("inf")
@@ -529,8 +528,9 @@ def test_the_main_job(tmp_path):
     for name in ("loss", "weights", "rug", "ratio"):
         assert (tmp_path / "figures" / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     model = rug.Autoencoder.load(tmp_path / "runs" / "model.npz")
-    estimate = rug.evaluate(model, 0.045, 2**16, seed=99)
-    assert float(output.split("trained, n_sparse 40")[1].split()[0]) == pytest.approx(estimate.loss, abs=6 * estimate.error)
+    loss, error = rug.evaluate(model, 0.045, 2**16, seed=99)
+    found = float(output.split("trained, n_sparse 40")[1].split()[0])
+    assert found == pytest.approx(loss, abs=6 * error)
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 def test_an_interrupted_job_goes_on_to_the_same_weights(small, tmp_path):

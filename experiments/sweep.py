@@ -144,8 +144,8 @@ def read(point, folder):
         return None
 
 def distance_from_gaussian(values):
-    """Kolmogorov–Smirnov distance of each column of values, (samples, columns), from the Gaussian of
-    its own mean and deviation. Samples of a Gaussian have about 0.6/√samples."""
+    """Kolmogorov–Smirnov distance of each column of values, (samples, columns), from the Gaussian
+    of its own mean and deviation. Samples of a Gaussian have about 0.6/√samples."""
     values = np.sort(theory.as_floats("values", values), axis=0)
     enough = values.ndim == 2 and len(values) > 1
     rug.require(enough, "values' shape", values.shape, "(samples, columns) with 2 samples or more")
