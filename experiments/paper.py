@@ -36,8 +36,8 @@ SHADES = ("#fdae61", "#d55e00", "#5c1500", "#b2abd2", "#5e3c99")  # of trained n
 Scale = namedtuple("Scale", "sizes steps ratios ps draws trained_to forged_to start_steps longest")
 FEWER, QUARTER = (0.01, 0.03, *RATIOS[1:]), lambda p: train.default_steps(p) // 4
 SCALES = {
-    "laptop": Scale((64, 256, 1024), QUARTER, FEWER, PS, 4, 4096, 2**20, 16000,
-                    {512: 32000, 2048: 8000, 8192: 1000}),
+    "laptop": Scale((64, 256, 1024), QUARTER, FEWER, PS, 4, 2048, 2**20, 16000,
+                    {512: 32000, 2048: 4000, 8192: 1000}),
     "quick": Scale((32, 64, 128), QUARTER, FEWER, PS, 2, 256, 2**14, 2000,
                    {64: 4000, 128: 4000, 256: 2000}),
     "full": Scale((128, 256, 512, 1024, 2048), lambda p: 45000, GRID, GRID, 8, 8192, 2**20, 45000,
