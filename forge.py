@@ -8,7 +8,7 @@ walsh_hadamard     the fast transform behind the rug
 persian_rug        n_dense rows of a Hadamard matrix: exactly symmetric, and self-similar to look at
 random_projector   a random subspace: in the limit the same loss, and nothing to look at
 
-Uses rug.py for the models and theory.py for a and b. "Paper" is arXiv:2410.12101.
+Uses rug.py for the models and theory.py for a and b. Source of the rug: arXiv:2410.12101.
 """
 import numpy as np
 
@@ -25,7 +25,7 @@ def walsh_hadamard(x):
     rug.require(x.dtype.kind in "fiu", "x", x.dtype.name, "real numbers")
     n = x.shape[-1] if x.ndim else 0
     rug.require(n and n & (n - 1) == 0, "length of the transform", n, "a power of two")
-    x = x.copy()
+    x = x.astype(np.int64) if x.dtype.kind in "iu" else x.copy()  # small integers would overflow
     for _ in range(n.bit_length() - 1):
         # Each round turns the lowest bit i of the index into the bit k that replaces it, and moves
         # that to the top; after log₂ n rounds every bit is done and back in its place.

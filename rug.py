@@ -1,6 +1,5 @@
-"""The autoencoder f(x) = ReLU(W_out W_in x + b): its data, its gradients and its training, by hand.
+"""The autoencoder f(x) = ReLU(W_out W_in x + b): its data, gradients and training. Read it first.
 
-Read this file first; it imports none of the others.
 1. the data            `sample`: sparse batches, drawn without touching the zeros
 2. the model           `Autoencoder`: forward and backward
 3. training, plain     `PlainTrainer`: sample, forward, backward, Adam in NumPy; the truth for 5
@@ -100,7 +99,6 @@ Parameters = namedtuple("Parameters", "encoder decoder bias")  # or gradients, o
 
 class Autoencoder:
     """f(x) = ReLU(W x + b) with W = W_out W_in of rank n_dense.
-
     encoder: columns of W_in, decoder: rows of W_out, both (n_sparse, n_dense); bias: (n_sparse,).
     float32, or float64 if all three are. ValueError for wrong shapes or numbers that aren't finite.
     """
@@ -151,7 +149,7 @@ class Autoencoder:
         return Autoencoder(*(data[name] for name in Parameters._fields))
 
 # --------------------------------------------------------------------- 3. training, in plain NumPy
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-7  # Adam's
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-7  # Adam's, with the ε of the published training code
 
 def linear_start(n_sparse, n_dense, p, rng):
     """The best linear autoencoder with random tied weights: it begins below Var x everywhere.
@@ -194,6 +192,7 @@ class PlainTrainer:
             Parameters(*(array[k] for array in self.state)) for k in range(3))
         self.losses = []
 
+    @np.errstate(over="ignore", invalid="ignore")  # a run that diverges shows it by its loss
     def step(self, lr):
         """Train on one fresh batch at rate `lr`, in (0, 1e30]; returns its loss before the step."""
         x = sample(self.batch, self.n_sparse, self.p, self.seed, step=len(self.losses)).dense()
@@ -237,7 +236,8 @@ class PlainTrainer:
             require(fine, f"{path}: {name}", found, f"finite float32 {array.shape}")
             array[:] = data[name]
         trainer.losses = data["losses"].astype(float).reshape(-1).tolist()
-        trainer.notes = {name.removeprefix("note_"): value.tolist() for name, value in data.items()}
+        trainer.notes = {name.removeprefix("note_"): value.tolist() for name, value in data.items()
+                         if name.startswith("note_")}
         return trainer
 
 # ----------------------------------------------------------------------------------- 4. the quality
@@ -264,7 +264,8 @@ def evaluate(model, p, samples, seed):
 
 def dead_features(model, p, samples=256, seed=0):
     """Which features no gradient reaches, (n_sparse,) bool: f(x)_i is 0 in every sample, even with
-    x_i turned to 1. One that answers with a positive constant was dropped on purpose."""
+    x_i turned to 1. (One that answers with a positive constant was dropped on purpose.) They die of
+    a start with W_ii < 0, or of rates at which Adam moves all features' interference at once."""
     require(isinstance(model, Autoencoder), "model", model, "an Autoencoder")
     x = sample(samples, model.n_sparse, p, seed, EVALUATION_STEPS - 1).dense()
     z = x @ model.encoder @ model.decoder.T + model.bias
@@ -357,7 +358,6 @@ def adam(weight, mean, square, gradient, scale, rate, root):
 
 class Trainer(PlainTrainer):
     """PlainTrainer's training in compiled loops, shared by threads.
-
     A step has two parts, each split among threads with nothing to merge: by samples, then by
     features. It differs from plain training by rounding alone, and with the same number of threads
     it gives the same bits. threads: 1 or more, None for one a core.
@@ -393,7 +393,7 @@ class Trainer(PlainTrainer):
         self.losses.append(self.row_losses.sum(dtype=np.float64) / (self.batch * self.n_sparse))
         return self.losses[-1]
 
-    @np.errstate(over="ignore", invalid="ignore")  # a run that diverges shows it by its loss
+    @np.errstate(over="ignore", invalid="ignore")
     def _by_samples(self, k):
         """Thread k's samples: from drawing x to the gradient of the hidden vectors."""
         rows, x, active = self.rows[k], self.x[k], self.active[k]
@@ -513,7 +513,7 @@ def require_memory(what, n_bytes):
                 f"at most this machine's {most / 2**30:.1f} GiB")
 
 # BLAS would start threads of its own, which spin while ours wait for the core. This holds the
-# OpenBLAS of NumPy's wheels to one, whatever was imported first; other builds bring none to hold.
+# OpenBLAS of NumPy's wheels to one, whatever was imported first; other BLAS are left as they are.
 for _folder in (np.__path__[0] + ".libs", os.path.join(np.__path__[0], ".dylibs")):
     for _blas in map(ctypes.CDLL, glob.glob(os.path.join(_folder, "*openblas*"))):
         for _name in ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads"):

@@ -33,11 +33,11 @@ LARGE = 8192     # n_sparse of the rug that stands for "large": its loss is the 
 DRAWS = 8        # forged models of each kind: their rows are random, and their losses scatter
 SAVE_EVERY = 10  # seconds between checkpoints
 
-# One colour for each model in every picture, told apart by the colour-blind (Okabe, Ito 2008)
+# The models' colours, mostly Okabe and Ito's (2008), which the colour-blind tell apart
 COLOURS = {"trained": "#d55e00", "theory": "#0072b2", "rug": "#a3182b", "projector": "#cc79a7",
            "linear": "#666666", "bayes": "#009e73", "oracle": "#e69f00", "published": "#56b4e9",
-           "jump": "#5d3a9b", "priority": "#000000", "digon": "#8a6d00", "regular": "#5d3a9b",
-           "mixture": "#56b4e9"}
+           "jump": "#5d3a9b", "priority": "#000000", "digon": "#8a6d00", "regular": "#f0e442",
+           "mixture": "#117733"}
 RUG_COLOURS = LinearSegmentedColormap.from_list(
     "rug", ["#0b1f3a", "#1f4e79", "#3b8686", "#f1e2c4", "#d9822b", "#a3182b", "#4a0a12"])
 CURVES = {"linear": ("optimal linear", theory.linear_loss),
@@ -117,13 +117,14 @@ def compare(model, numbers, p, seed):
     """Rows for the trained model with its Statistics, for forged ones, and to hold against them."""
     n_sparse, r = model.n_sparse, model.n_dense / model.n_sparse
     def forged(key, name, make):
-        """Mean and deviation over draws, all measured on the same samples."""
+        """Mean over draws, all measured on the same samples, and its spread with their error."""
         models = [make(seed + draw) for draw in range(DRAWS)]
         samples = enough(models[0].n_sparse) // DRAWS
-        losses = [rug.evaluate(one, p, samples, seed).loss for one in models]
+        losses, errors = zip(*(rug.evaluate(one, p, samples, seed) for one in models))
+        error = math.hypot(np.std(losses), np.mean(errors))
         ratio = models[0].n_dense / models[0].n_sparse
         size = f"n_sparse {models[0].n_sparse}" + (f", r {ratio:.4g}" if ratio != r else "")
-        return Row(key, f"{name}, {size}, {DRAWS} draws", ratio, np.mean(losses), np.std(losses))
+        return Row(key, f"{name}, {size}, {DRAWS} draws", ratio, np.mean(losses), error)
     beside = 2**round(math.log2(n_sparse))  # the nearest power of two
     own = theory.symmetric_loss(numbers.a[0], numbers.effective_bias[0], numbers.sigma[0], p)
     estimate = rug.evaluate(model, p, enough(n_sparse), seed)
@@ -145,7 +146,7 @@ def print_results(rows, numbers, p):
         over += f" ± {row.error / best:.4f}" if best and row.error else ""
         lines.append([row.name, f"{row.loss:.4g}", error, over])
     print_table(["loss per feature", "loss", "±", "over theory"], lines)
-    print("±: of trained, standard error of sampling; of forged, standard deviation over draws.\n")
+    print("±: standard error of sampling; for forged models with the spread over draws.\n")
     fields = {"a": "a", "effective_bias": "effective bias", "sigma": "σ", "lyapunov": "Λ",
               "skewness": "skewness"}
     lines = [[name] + ["{:.3f} ± {:.3f}".format(*getattr(found, field)) for field in fields]
@@ -172,11 +173,9 @@ def draw_loss(path, losses, rows):
     save_figure(figure, path)
 
 def draw_weights(path, models):
-    """Corners of W with the bias as one more column, and histograms of its entries below.
-
-    models: {title: rug.Autoencoder}.
-    """
-    found = {title: model.decoder @ model.encoder.T for title, model in models.items()}
+    """Corners of W with the bias as one more column, and histograms of its first 1024 rows below;
+    models: {title: rug.Autoencoder}."""
+    found = {title: model.decoder[:1024] @ model.encoder.T for title, model in models.items()}
     largest = max(np.abs(w[:30, :30]).max() for w in found.values())
     figure, grid = plt.subplots(2, 2, figsize=(10, 7.2), height_ratios=(3, 1), layout="constrained")
     for (above, below), (title, w) in zip(grid.T, found.items()):
@@ -184,8 +183,8 @@ def draw_weights(path, models):
         shown = np.hstack([corner, np.full_like(bias, np.nan), bias])
         image = above.imshow(shown, cmap="RdBu_r", vmin=-largest, vmax=largest)
         above.set(title=title, xlabel="feature j (in); last column: bias", ylabel="feature i (out)")
-        bins = np.arange(-1, max(2, np.diag(w).max()), 0.025)
-        below.hist(w[~np.eye(len(w), dtype=bool)], bins, color="#888888")
+        bins = np.arange(min(-1, w.min()), max(2, w.max()) + 0.025, 0.025)
+        below.hist(w[~np.eye(*w.shape, dtype=bool)], bins, color="#888888")
         below.hist(np.diag(w), bins, color="#b2182b")
         below.set(yscale="log", ylim=(0.7, None), ylabel="count",
                   xlabel="W[i, j], off the diagonal (grey) and on it (red)")
@@ -234,6 +233,7 @@ def new_trainer(kind, given):
     steps, peak, ratio = (settings.pop(name) for name in ("steps", "lr", "ratio"))
     rug.require_positive("ratio", ratio, 1)
     n_sparse = rug.require_integer("n_sparse", settings["n_sparse"], 1)
+    rug.require_integer("seed", settings["seed"], 0, 2**62)  # forged draws take the next ones
     trainer = kind(n_dense=round(ratio * n_sparse), **settings)
     steps = default_steps(trainer.p) if steps is None else rug.require_integer("steps", steps, 1)
     peak = peak_rate(n_sparse) if peak is None else peak
@@ -246,8 +246,7 @@ def resumed_trainer(kind, given, checkpoint):
     trainer = kind.load(checkpoint, **threads)
     steps, peak = trainer.notes.get("steps"), trainer.notes.get("lr")
     rug.require(steps and peak, f"{checkpoint}: steps and lr", (steps, peak), "those of a run")
-    kept = {name: getattr(trainer, name) for name in trainer.SETTINGS}
-    kept |= {"steps": steps, "lr": peak}
+    kept = vars(trainer) | {"steps": steps, "lr": peak}
     if "ratio" in given:
         rug.require_positive("ratio", given["ratio"], 1)
         given["n_dense"] = round(given.pop("ratio") * trainer.n_sparse)
@@ -257,6 +256,7 @@ def resumed_trainer(kind, given, checkpoint):
 
 def main_job(out=".", plain=False, resume=False, **given):
     """Train, compare, say what it means, draw."""
+    rug.require(not plain or "threads" not in given, "--threads with --plain", "set", "left out")
     figures, runs = folder(out, "figures"), folder(out, "runs")
     checkpoint = os.path.join(runs, "checkpoint.npz")
     kind = rug.PlainTrainer if plain else rug.Trainer

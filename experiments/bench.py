@@ -80,4 +80,4 @@ def draw(folder, scale, results):
     print(f"700 steps at (512, 0.25, 0.045): loss {loss:.5f} ± {error:.5f} after {spent:.1f} s.")
 
 if __name__ == "__main__":
-    sweep.run(__doc__, {"bench": (lambda scale: [], draw)}, {"full": 3, "quick": 2})
+    sweep.run(__doc__, {"bench": (lambda scale: [], draw)}, {"laptop": 3, "quick": 2})

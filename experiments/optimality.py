@@ -114,7 +114,7 @@ def keep_largest(y, x, group):
 def losses(y, x, r, p):
     """The loss of each decoder on each sample, {name: (batch,)}, for pre-activations y and features
     x, both (batch, n_sparse), else ValueError. ReLU, JumpReLU and the posterior means are theory's;
-    "one θ" is a JumpReLU that is fitted to y and x like the top-k."""
+    "one θ" is a JumpReLU fitted to y and x like top-k. To add a decoder, add it to outputs."""
     fine = np.ndim(y) == 2 and np.shape(y) == np.shape(x) and len(y) % 16 == 0
     rug.require(fine, "shapes of y, x", (np.shape(y), np.shape(x)), "(16 m, n_sparse) for both")
     s, best, theta = theory.noise_per_signal(r, p), theory.optimum(r, p), jump_loss(r, p)[1]

@@ -8,7 +8,7 @@ scaling, rug        the optimum near its limit law; rugs, and ever smaller corne
 
 Networks are trained from the linear start, all sizes for as many steps at the same (r, p): a
 quarter of `train.default_steps(p)`, at full scale the published 45,000. Rugs are means over draws
-of their rows, ± the spread of the draws. "Theory" is the symmetric optimum; "dropping" is
+of their rows, ± spread and sampling error. "Theory" is the symmetric optimum; "dropping" is
 `phases.dropping_loss`, what theory allows by dropping features.
 """
 from collections import namedtuple
@@ -48,18 +48,18 @@ def best(point):
     return theory.optimum(point.ratio, point.p).loss
 
 def lost(point, results):
-    """The share of features that died though theory keeps them; forged ones don't."""
+    """The share of features, at least, that died though theory keeps them; forged ones don't."""
     dead = results[point]["dead"].mean() if point.steps else 0
     return max(0.0, dead - (1 - kept_fraction(point.ratio, point.p)))
 
 def plot_losses(axes, x, groups, results, reference=best, **style):
-    """Loss over reference(point), (groups, 2): mean and spread of each group (draws, seeds); the ±
-    of a single model is its standard error of sampling."""
+    """Loss over reference(point), (groups, 2): mean of each group (draws, seeds), and its spread
+    with the standard error of the samples, which all of a group share."""
     found = []
     for points in groups:
-        losses = np.array([results[point]["loss"] for point in points]) / reference(points[0])
-        alone = results[points[0]]["error"] / reference(points[0])
-        found.append((losses.mean(), losses.std() if len(points) > 1 else float(alone)))
+        losses, errors = (np.array([results[point][name] for point in points])
+                          / reference(points[0]) for name in ("loss", "error"))
+        found.append((losses.mean(), np.hypot(losses.std(), errors.mean())))
     axes.errorbar(x, *np.transpose(found), **{"fmt": "o-", "ms": 4} | style)
     return np.array(found)
 
@@ -88,7 +88,7 @@ def draw_losses(folder, scale, results, along):
             panel.plot(fine, [loss(*at) / theory.variance(at[1]) for at in settings], label=name,
                        color=train.COLOURS[key])
         groups = plane(scale, *((others, [value]) if along == "ratio" else ([value], others)))
-        for (name, some), shade in zip(groups.items(), SHADES):
+        for (name, some), shade in zip(groups.items(), [*SHADES[:len(groups) - 1], None]):
             forged = "rug" in name
             plot_losses(panel, [getattr(points[0], along) for points in some], some, results,
                         lambda point: theory.variance(point.p), label=name,

@@ -1,8 +1,9 @@
 """Many models, each made and measured once and kept as a file; and the command line of experiments.
 
-A Point says what to make. Its file, in runs/points, carries all that its numbers depend on: the
-point itself (kind, sizes, p, steps, rate, seed) and a hash of the code that trains, forges and
-measures, without comments. Change one of them, and the point is measured anew; nothing else is.
+A Point says what to make. Its file, in runs/points, carries what its numbers depend on: the point
+itself (kind, sizes, p, steps, rate, seed) and a hash of the code that trains, forges and measures,
+without comments. Change one of them, and the point is measured anew. (The last bits of networks
+above n_sparse 512 depend on the number of cores, too, and all on NumPy and Numba.)
 A sweep can be stopped, killed and shared: files are written whole or not at all, a long training
 leaves a checkpoint beside its file-to-be, and `--shard K/N` measures every N-th point only.
 """
@@ -72,7 +73,7 @@ class Point(NamedTuple):
 @lru_cache
 def code_version():
     """A hash of the code that makes and measures models, without its comments and docstrings."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr((STORED_TO, *FORGED)).encode())
     for part in (rug, theory, forge, train.learning_rate, make_model, measure,
                  distance_from_gaussian):
         tree = ast.parse(inspect.getsource(part))
@@ -196,7 +197,7 @@ def run(doc, figures, scales, arguments=None):
     pictures of. scales: {name: what needs and draw get}, the default first."""
     parser = train.Parser(description=doc)
     add, first = parser.add_argument, next(iter(scales))
-    add("--scale", help=" or ".join(scales) + " (default: the first)")
+    add("--scale", help=f"{' or '.join(scales)} (default: {first})")
     add("--out", help="folder that figures/ and runs/ go to (default: experiments)")
     if any(needs(scales[first]) for needs, _ in figures.values()):
         add("--shard", help="K/N: measure only every N-th model from the K-th on, draw nothing")
