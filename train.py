@@ -54,7 +54,7 @@ def peak_rate(n_sparse):
 def default_steps(p):
     """The default number of training steps: more where features are on less often, at least 1000.
 
-    From 4 times as many on, the loss falls by less than 5 % (numbers in experiments/README.md)."""
+    Four times as many lower the loss by 2 to 4 % (p 0.01 and 0.1; see experiments/README.md)."""
     return round(4000 * max(0.25, math.sqrt(0.045 / p)))
 
 def learning_rate(step, steps, peak):

@@ -24,7 +24,6 @@ import theory
 import train
 from experiments import sweep
 from experiments.phases import dropping_loss, kept_fraction
-from experiments.sweep import Point
 
 RATIOS = (0.01, 0.1, 0.3, 0.5, 0.8)        # a panel each in loss-vs-p
 PS = (0.001, 0.01, 0.05, 0.1, 0.4, 0.6)    # a panel each in loss-vs-ratio
@@ -67,8 +66,8 @@ def plot_losses(axes, x, groups, results, reference=best, **style):
 def models(scale, kind, n_sparse, r, p):
     """The Points of a kind at (r, p): one network, or forged models, one a draw."""
     if kind == "linear":
-        return [Point.at(kind, n_sparse, r, p, scale.steps(p))]
-    return [Point.at(kind, n_sparse, r, p, seed=draw) for draw in range(scale.draws)]
+        return [sweep.Point.at(kind, n_sparse, r, p, scale.steps(p))]
+    return [sweep.Point.at(kind, n_sparse, r, p, seed=draw) for draw in range(scale.draws)]
 
 def plane(scale, ratios, ps):
     """All Points of the (r, p) figures: {name: groups of Points, one a setting}."""
@@ -178,7 +177,7 @@ def draw_size(folder, scale, results):
 
 def distances(scale):
     """{n_sparse: groups of one Point, of growing budgets} at the first of SETTINGS."""
-    return {n: [[Point.at("linear", n, *SETTINGS[0], 250 << k)]
+    return {n: [[sweep.Point.at("linear", n, *SETTINGS[0], 250 << k)]
                 for k in range((top // 250).bit_length())] for n, top in scale.longest.items()}
 
 def draw_distance(folder, scale, results):
@@ -203,7 +202,7 @@ STARTS = {"linear": ("linear start, peak 60e-3/√n_sparse", train.COLOURS["trai
 
 def starts(scale, kind):
     """Groups of Points, two seeds each, one a p."""
-    return [[Point.at(kind, min(256, scale.trained_to), 0.25, p, scale.start_steps, seed)
+    return [[sweep.Point.at(kind, min(256, scale.trained_to), 0.25, p, scale.start_steps, seed)
              for seed in (0, 1)] for p in PS]
 
 def draw_starts(folder, scale, results):
@@ -264,20 +263,20 @@ def draw_rugs(folder, scale, results):
     plt.close(figure)
     print(f"→ {folder}/paper-rug.png")
 
-def points(groups):
+def flatten(groups):
     """All Points of some figure's groups."""
     return [point for some in groups for group in some for point in group]
 
 FIGURES = {
-    "loss-vs-ratio": (lambda scale: points(plane(scale, scale.ratios, PS).values()),
+    "loss-vs-ratio": (lambda scale: flatten(plane(scale, scale.ratios, PS).values()),
                       partial(draw_losses, along="ratio")),
-    "loss-vs-p": (lambda scale: points(plane(scale, RATIOS, scale.ps).values()),
+    "loss-vs-p": (lambda scale: flatten(plane(scale, RATIOS, scale.ps).values()),
                   partial(draw_losses, along="p")),
-    "symmetry": (lambda scale: points(plane(scale, scale.ratios, scale.ps).values()),
+    "symmetry": (lambda scale: flatten(plane(scale, scale.ratios, scale.ps).values()),
                  draw_symmetry),
-    "size": (lambda scale: points(sizes(scale).values()), draw_size),
-    "distance": (lambda scale: points(distances(scale).values()), draw_distance),
-    "starts": (lambda scale: points(starts(scale, kind) for kind in STARTS), draw_starts),
+    "size": (lambda scale: flatten(sizes(scale).values()), draw_size),
+    "distance": (lambda scale: flatten(distances(scale).values()), draw_distance),
+    "starts": (lambda scale: flatten(starts(scale, kind) for kind in STARTS), draw_starts),
     "scaling": (lambda scale: [], draw_scaling), "rug": (lambda scale: [], draw_rugs)}
 
 if __name__ == "__main__":

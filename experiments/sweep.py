@@ -3,9 +3,9 @@
 A Point says what to make. Its file, in runs/points, carries what its numbers depend on: the point
 itself (kind, sizes, p, steps, rate, seed) and a hash of the code that trains, forges and measures,
 without comments. Change one of them, and the point is measured anew. (The last bits of networks
-above n_sparse 512 depend on the number of cores, too, and all on NumPy and Numba.)
-A sweep can be stopped, killed and shared: files are written whole or not at all, a long training
-leaves a checkpoint beside its file-to-be, and `--shard K/N` measures every N-th point only.
+above n_sparse 512 depend on the number of cores, too, and all on NumPy and Numba.) A sweep can be
+stopped, killed and shared: files are written whole or not at all, a long training leaves a
+checkpoint beside its file-to-be, and `--shard K/N` measures every N-th point only.
 """
 import ast
 import hashlib
