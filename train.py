@@ -37,7 +37,7 @@ SAVE_EVERY = 10  # seconds between checkpoints
 COLOURS = {"trained": "#d55e00", "theory": "#0072b2", "rug": "#a3182b", "projector": "#cc79a7",
            "linear": "#666666", "bayes": "#009e73", "oracle": "#e69f00", "published": "#56b4e9",
            "jump": "#5d3a9b", "priority": "#000000", "digon": "#8a6d00", "regular": "#f0e442",
-           "mixture": "#117733"}
+           "mixture": "#33bbee"}
 RUG_COLOURS = LinearSegmentedColormap.from_list(
     "rug", ["#0b1f3a", "#1f4e79", "#3b8686", "#f1e2c4", "#d9822b", "#a3182b", "#4a0a12"])
 CURVES = {"linear": ("optimal linear", theory.linear_loss),
