@@ -76,8 +76,7 @@ def draw_rows(seed, step, first, p, x):
     """Fill x with rows first, first + 1, … of the batch that (seed, step) names.
 
     The number of silent features before the next active one is geometric, floor(ln u / ln(1 − p)):
-    the loop jumps from one to the next. Each row has a generator of its own.
-    """
+    the loop jumps from one to the next. Each row has a generator of its own."""
     entry, inverse_log = 0, 1 / math.log1p(-p)  # −0 for p = 1: then no feature is skipped
     for k in range(len(x.indptr) - 1):
         state = scramble(scramble(scramble(seed) + step) + np.uint64(first + k))
@@ -187,9 +186,10 @@ class PlainTrainer:
         require_memory(f"training {n_sparse} × {n_dense} with batch {batch}",
                        24 * n_sparse * n_dense + 12 * batch * n_sparse)
         start = STARTS[init](n_sparse, n_dense, self.p, np.random.default_rng(self.seed))
-        self.state = Parameters(*(np.array([w, 0 * w, 0 * w], np.float32) for w in start))
-        self.weights, self.means, self.squares = (  # the last two are Adam's m and v
-            Parameters(*(array[k] for array in self.state)) for k in range(3))
+        self.weights = Parameters(*(array.astype(np.float32) for array in start))
+        self.means = Parameters(*map(np.zeros_like, self.weights))    # Adam's m
+        self.squares = Parameters(*map(np.zeros_like, self.weights))  # Adam's v
+        self.state = Parameters(*zip(self.weights, self.means, self.squares))
         self.losses = []
 
     @np.errstate(over="ignore", invalid="ignore")  # a run that diverges shows it by its loss
@@ -230,11 +230,12 @@ class PlainTrainer:
         OSError if the file is missing, damaged or not this kind of trainer's."""
         data = load_npz(path, cls.__name__, (*cls.SETTINGS, "losses", *Parameters._fields))
         trainer = cls(**{name: data[name].tolist() for name in cls.SETTINGS} | changed)
-        for name, array in trainer.state._asdict().items():
+        for name, arrays in trainer.state._asdict().items():
             found = data[name].dtype.name, data[name].shape
-            fine = found == ("float32", array.shape) and np.isfinite(data[name]).all()
-            require(fine, f"{path}: {name}", found, f"finite float32 {array.shape}")
-            array[:] = data[name]
+            fine = found == ("float32", np.shape(arrays)) and np.isfinite(data[name]).all()
+            require(fine, f"{path}: {name}", found, f"finite float32 {np.shape(arrays)}")
+            for array, stored in zip(arrays, data[name]):
+                array[:] = stored
         trainer.losses = data["losses"].astype(float).reshape(-1).tolist()
         trainer.notes = {name.removeprefix("note_"): value.tolist() for name, value in data.items()
                          if name.startswith("note_")}
@@ -246,7 +247,6 @@ Estimate = namedtuple("Estimate", "loss error")  # a sampled mean and its standa
 
 def evaluate(model, p, samples, seed):
     """The loss of `model` on fresh samples, an Estimate: mean of (f(x) − x)² per feature.
-
     model: anything with `.n_sparse` and `.forward(x)` for x (batch, n_sparse). The error of one
     sample is NaN. ValueError for p outside (0, 1], samples < 1, seed < 0.
     """
@@ -263,9 +263,8 @@ def evaluate(model, p, samples, seed):
     return Estimate(float(losses.mean()), float(error))
 
 def dead_features(model, p, samples=256, seed=0):
-    """Which features no gradient reaches, (n_sparse,) bool: f(x)_i is 0 in every sample, even with
-    x_i turned to 1. (One that answers with a positive constant was dropped on purpose.) They die of
-    a start with W_ii < 0, or of rates at which Adam moves all features' interference at once."""
+    """Which features no gradient reaches, (n_sparse,) bool: f(x)_i is 0 in each sample, even with
+    x_i turned to 1. They die of a start with W_ii < 0 and of high rates, as Adam moves all alike."""
     require(isinstance(model, Autoencoder), "model", model, "an Autoencoder")
     x = sample(samples, model.n_sparse, p, seed, EVALUATION_STEPS - 1).dense()
     z = x @ model.encoder @ model.decoder.T + model.bias
@@ -419,7 +418,7 @@ class Trainer(PlainTrainer):
         scale = np.float32(2 / (self.batch * self.n_sparse))
 
         def update(name, part, gradient):
-            arrays = (array.reshape(-1) for array in getattr(self.state, name)[:, part])
+            arrays = (array[part].reshape(-1) for array in getattr(self.state, name))
             adam(*arrays, gradient.reshape(-1), scale, rate, root)
         features = self.features[k]
         for start in range(features.start, features.stop, BLOCK):
