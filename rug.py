@@ -264,7 +264,7 @@ def evaluate(model, p, samples, seed):
 
 def dead_features(model, p, samples=256, seed=0):
     """Which features no gradient reaches, (n_sparse,) bool: f(x)_i is 0 in each sample, even with
-    x_i turned to 1. They die of a start with W_ii < 0 and of high rates, as Adam moves all alike."""
+    x_i turned to 1. They die of a start with W_ii < 0, and of high rates (Adam moves all alike)."""
     require(isinstance(model, Autoencoder), "model", model, "an Autoencoder")
     x = sample(samples, model.n_sparse, p, seed, EVALUATION_STEPS - 1).dense()
     z = x @ model.encoder @ model.decoder.T + model.bias
