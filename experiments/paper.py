@@ -81,7 +81,7 @@ def draw_losses(folder, scale, results, along):
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.8), sharey=True, layout="constrained")
     curves = {**train.CURVES, "mixture": ("theory, features dropped", dropping_loss)}
     for panel, value in zip(axes.flat, panels):
-        fine = np.geomspace(min(others) * 0.9, max(others) * 1.1, 60)
+        fine = np.geomspace(min(others) * 0.9, max(others) * 1.1, 30)
         settings = [(x, value) if along == "ratio" else (value, x) for x in fine]
         for key, (name, loss) in curves.items():
             panel.plot(fine, [loss(*at) / theory.variance(at[1]) for at in settings], label=name,
