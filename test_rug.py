@@ -109,13 +109,13 @@ def test_the_fast_path_is_the_plain_path(n_sparse, n_dense, p, batch, threads, s
     for trainer in (plain, fast):
         trainer.weights.bias[:] += shift
     for t in range(3):
-        assert fast.step(0.01) == pytest.approx(plain.step(0.01), rel=1e-4)
+        assert fast.step(0.01) == pytest.approx(plain.step(0.01), rel=1e-5)
         if t == 0:  # Adam's mean is 0.1 of the first gradient
             assert all(fast.sparse) == (shift < 0)  # both kinds of products are tried
             for mine, its in zip(fast.means, plain.means):
                 assert np.allclose(mine, its, rtol=1e-4, atol=1e-5 * np.abs(its).max())
     for mine, its in zip(fast.weights, plain.weights):
-        assert np.abs(mine - its).max() < 4e-4
+        assert np.abs(mine - its).max() < 2e-4
 
 def test_threads_change_only_the_rounding():
     losses = []
@@ -183,13 +183,13 @@ def test_two_features_on_one_unit_learn_a_digon():
     assert (np.diag(w) > 0.9).all() and w[0, 1] < 0 and w[1, 0] < 0
     assert 0.1**2 / 9 < rug.evaluate(model, 0.1, 2**17, seed=1).loss < 0.1**2 / 6
 
-@pytest.mark.parametrize("n_sparse, p, rel", [
-    (2**10, 0.05, 1e-5), (2**17, 0.05, 1e-5), (2**19, 1e-3, 1e-5), (2**20, 1e-4, 1e-4)])
-def test_the_loss_is_summed_in_float32_without_harm(n_sparse, p, rel):
-    trainer = rug.Trainer(n_sparse, 3, p, batch=4)
+@pytest.mark.parametrize("n_sparse, p", [
+    (2**10, 0.05), (2**17, 0.05), (2**19, 1e-3), (2**20, 1e-4)])
+def test_the_loss_is_summed_in_float32_without_harm(n_sparse, p):
+    trainer = rug.Trainer(n_sparse, 3, p, batch=4, init="linear" if p > 1e-4 else "paper")
     start = rug.Autoencoder(*(array.astype(float) for array in trainer.weights))
     x = rug.sample(4, n_sparse, p, 0).dense().astype(float)
-    assert trainer.step(1e-3) == pytest.approx(np.mean((start.forward(x) - x)**2), rel=rel)
+    assert trainer.step(1e-3) == pytest.approx(np.mean((start.forward(x) - x)**2), rel=1e-5)
 
 def test_the_order_of_imports_does_not_matter():
     """BLAS has one thread even if NumPy came first (nothing is printed: not NumPy's OpenBLAS)."""
