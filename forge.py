@@ -1,111 +1,175 @@
-"""Weights without training: the Persian rug, and a random projector to hold against it.
+"""Weights without training: the Persian rug, and a random projector to compare it with.
 
-By `theory.optimum` the best symmetric W is a scaled projector, W = (a/r) P, whose diagonal is a
-everywhere and whose off-diagonal is small, dense and alike for all features. Nothing asks for
-randomness beyond that, so W can be written down.
+By `theory.optimum` the best W with Gaussian interference is a scaled projector, W = (a/r) P, with
+the same diagonal a for all features. Many matrices are that. This file writes two of them down, and
+needs only a and b from the theory, no training.
 
-walsh_hadamard     the fast transform behind the rug
-persian_rug        n_dense rows of a Hadamard matrix: exactly symmetric, and self-similar to look at
-random_projector   a random subspace: in the limit the same loss, and nothing to look at
+1. The transform           `walsh_hadamard`, products with Hadamard's matrix in O(n log n)
+2. The Persian rug         `persian_rug`: all features exactly alike, and self-similar to look at
+3. A random projector      `random_projector`: alike only on average, and nothing to look at
 
 Uses rug.py for the models and theory.py for a and b. Source of the rug: arXiv:2410.12101.
 """
+import math
+
 import numpy as np
 
 import rug
 import theory
 
-def walsh_hadamard(x):
-    """x H along the last axis, H_ki = (−1)^popcount(k & i) the Hadamard matrix, Sylvester's order.
 
-    A new array, in O(n log n) for n = x.shape[-1]; ValueError unless n is a power of two.
-    H is symmetric and H H = n.
+# -------------------------------------------------------------------------------- 1. The transform
+
+def walsh_hadamard(x):
+    """x H along the last axis, for Hadamard's matrix H_ki = (−1)^popcount(k & i).
+
+    k & i has a bit where both k and i have one, and popcount counts these bits. So H_ki is a
+    product with one factor for each bit of the index, and the sum over i can be done a bit at a
+    time: log₂ n rounds of n additions instead of n² multiplications. H is symmetric and H H = n.
+
+    float32 stays float32; all else is transformed as float64. Returns a new array, shaped like x.
+    ValueError unless the last axis is a power of two long.
     """
     x = np.asarray(x)
-    rug.require(x.dtype.kind in "fiu", "x", x.dtype.name, "real numbers")
+    rug.require(x.dtype.kind in "fiub", "x", x.dtype.name, "real numbers")
     n = x.shape[-1] if x.ndim else 0
-    rug.require(n and n & (n - 1) == 0, "length of the transform", n, "a power of two")
-    x = x.astype(np.int64) if x.dtype.kind in "iu" else x.copy()  # small integers would overflow
+    rug.require(n > 0 and n & (n - 1) == 0, "length of x's last axis", n, "a power of two")
+    x = np.array(x, np.float32 if x.dtype == np.float32 else np.float64)
+
+    # Each round takes the lowest bit i of the index and puts in its place the bit k of the result:
+    # k = 0 is even + odd, k = 1 is even − odd. Concatenating makes k the highest bit, and so the
+    # next bit becomes the lowest. After log₂ n rounds each bit is done and back where it was.
+    #
+    #     n = 4, index       00     01     10     11
+    #     at first           x0     x1     x2     x3
+    #     round 1         x0+x1  x2+x3  x0-x1  x2-x3
+    #     round 2         x0+x1+x2+x3  x0-x1+x2-x3  x0+x1-x2-x3  x0-x1-x2+x3
     for _ in range(n.bit_length() - 1):
-        # Each round turns the lowest bit i of the index into the bit k that replaces it, and moves
-        # that to the top; after log₂ n rounds every bit is done and back in its place.
-        even, odd = x[..., ::2], x[..., 1::2]
+        even = x[..., ::2]
+        odd = x[..., 1::2]
         x = np.concatenate([even + odd, even - odd], axis=-1)
     return x
 
+
+# ------------------------------------------------------------------------------ 2. The Persian rug
+
 class PersianRug:
-    """f(x) = ReLU(W x + b), W = (a/n_dense) H_Sᵀ H_S, S a set of n_dense rows of Hadamard's H.
+    """f(x) = ReLU(W x + b) with W = (a/n_dense) H_Sᵀ H_S: H_S is Hadamard's H, but only the rows S.
 
-    W[i, j] = a · kernel[i ^ j]: as H_ki H_kj = H_k,i^j, every row of W holds the same numbers in
-    another order, so the large-scale numbers of all features are exactly equal. Nothing of size
-    n_sparse × n_dense is stored: 2²⁰ features fit on a laptop.
+    Why are all features alike? k & i and k & j together have the bits of k & (i ⊕ j), up to pairs:
 
-    rows: S, (n_dense,) int; a, bias: the numbers all features share; kernel: (n_sparse,) float64,
-    with kernel[0] = 1.
+        H_ki H_kj = H_k,i⊕j,    so    W_ij = (a/n_dense) Σ_{k∈S} H_k,i⊕j = a · kernel[i ⊕ j].
+
+    Every row of W holds the same numbers, in another order. And as i ⊕ j works bit by bit, W looks
+    like itself at every scale: the rug.
+
+    rows: S, (n_dense,) int. a, bias: what all features share. kernel: (n_sparse,) float64, with
+    kernel[0] = 1. Nothing of size n_sparse × n_dense is kept, so 2²⁰ features fit on a laptop.
     """
 
-    def __init__(self, n_sparse, rows, a, bias, kernel):
-        self.n_sparse, self.n_dense, self.rows = n_sparse, len(rows), rows
-        self.a, self.bias, self.kernel = a, bias, kernel
+    def __init__(self, n_sparse, rows, a, bias):
+        self.n_sparse = n_sparse
+        self.n_dense = len(rows)
+        self.rows = rows
+        self.a = a
+        self.bias = bias
+        chosen = np.bincount(rows, minlength=n_sparse)
+        self.kernel = walsh_hadamard(chosen) / self.n_dense
+
+    def __repr__(self):
+        return f"PersianRug(n_sparse={self.n_sparse}, n_dense={self.n_dense})"
 
     def encode(self, x):
-        """Hidden vectors H_S x, (batch, n_dense), of x (batch, n_sparse): one fast transform."""
-        x = rug.require_batch(x, self.n_sparse)
-        return walsh_hadamard(x if x.dtype.kind == "f" else x.astype(float))[:, self.rows]
+        """The hidden vectors H_S x, (batch, n_dense), of x (batch, n_sparse): one transform."""
+        x = rug.batch_of_samples(x, self.n_sparse)
+        return walsh_hadamard(x)[:, self.rows]
 
-    def forward(self, x):
-        """f(x) for x (batch, n_sparse): two fast transforms, O(n_sparse log n_sparse) a sample."""
+    @property
+    def diagonal(self):
+        """W_ii, the same for all i."""
+        return self.a
+
+    def preactivation(self, x):
+        """z = W x + b, shaped like x, (batch, n_sparse): two transforms, no matrix."""
         hidden = self.encode(x)
         spread = np.zeros((len(hidden), self.n_sparse), hidden.dtype)
-        spread[:, self.rows] = hidden * hidden.dtype.type(self.a / self.n_dense)
-        return np.maximum(walsh_hadamard(spread) + hidden.dtype.type(self.bias), 0)
+        spread[:, self.rows] = hidden * (self.a / self.n_dense)
+        return walsh_hadamard(spread) + self.bias
+
+    def forward(self, x):
+        """f(x) = ReLU(z), shaped like x, (batch, n_sparse)."""
+        return np.maximum(self.preactivation(x), 0)
 
     def autoencoder(self):
-        """The same model as a dense rug.Autoencoder: W_in = H_S, W_out = (a/n_dense) H_Sᵀ.
-
-        Raises ValueError if it would not fit into memory.
-        """
-        what = f"a dense rug of {self.n_sparse} × {self.n_dense}"
-        rug.require_memory(what, 8 * self.n_sparse * self.n_dense)
+        """The same model as a dense rug.Autoencoder: W_in = H_S, W_out = (a/n_dense) H_Sᵀ."""
         chosen = np.zeros((self.n_dense, self.n_sparse), np.float32)
         chosen[np.arange(self.n_dense), self.rows] = 1
         encoder = walsh_hadamard(chosen).T
-        bias = np.full(self.n_sparse, self.bias)
-        return rug.Autoencoder(encoder, self.a / self.n_dense * encoder, bias)
+        decoder = self.a / self.n_dense * encoder
+        return rug.Autoencoder(encoder, decoder, np.full(self.n_sparse, self.bias))
+
 
 def persian_rug(n_sparse, n_dense, p, seed):
-    """The PersianRug with a and b from theory.optimum(n_dense/n_sparse, p) and random rows S.
+    """The PersianRug with a and b from theory.optimum and n_dense random rows of H.
 
-    Unless n_dense = n_sparse, S leaves out row 0 of H, which is all ones. Theory would not mind it,
-    but it adds +a/n_dense to every W_ij and so 3 (a/n_dense) Σ_j W_ij² to Σ_j W_ij³, the third
-    cumulant of the interference: noise that leans to the side which ReLU lets through. Without it
-    Σ_j W_ij = 0, so the interference has mean μ = (p/2)(0 − a); b − μ makes the effective bias b.
-    Raises ValueError if n_sparse is no power of two, n_dense not in 1 … n_sparse, or seed < 0.
+    Row 0 of H is all ones and stays out (unless n_dense = n_sparse). For the theory it is a row
+    like any other. But it adds +a/n_dense to every W_ij, and with it 3 (a/n_dense) Σ_j W_ij² to
+    Σ_j W_ij³. The third cumulant of the interference, κ₃(x) = (p/4)(1 − p)² times that sum, becomes
+    positive: noise that leans to the side which ReLU lets through.
+
+    The bias follows from the effective bias b of the theory. Without row 0 each row of W sums to 0,
+    so the interference sums to −a over j ≠ i and has the mean μ = −a p/2. As b = bias + μ, the bias
+    is b − μ.
+
+    Raises ValueError unless n_sparse is a power of two, 1 ≤ n_dense ≤ n_sparse, p is in (0, 1] and
+    seed ≥ 0.
     """
-    n_sparse = rug.require_integer("n_sparse", n_sparse, 1)
+    n_sparse = rug.whole_number("n_sparse", n_sparse, 1)
     rug.require(n_sparse & (n_sparse - 1) == 0, "n_sparse of a rug", n_sparse, "a power of two")
-    n_dense = rug.require_integer("n_dense", n_dense, 1, n_sparse)
-    rng = np.random.default_rng(rug.require_integer("seed", seed, 0, 2**63 - 1))
+    n_dense = rug.whole_number("n_dense", n_dense, 1, n_sparse)
+    rng = np.random.default_rng(rug.whole_number("seed", seed, 0))
+
+    if n_dense == n_sparse:
+        rows = np.arange(n_sparse)
+    else:
+        rows = 1 + rng.choice(n_sparse - 1, n_dense, replace=False)
+
     best = theory.optimum(n_dense / n_sparse, p)
-    whole = n_dense == n_sparse
-    rows = np.arange(n_sparse) if whole else 1 + rng.choice(n_sparse - 1, n_dense, replace=False)
-    kernel = walsh_hadamard(np.bincount(rows, minlength=n_sparse)) / n_dense
-    mean_interference = p / 2 * best.a * (kernel.sum() - kernel[0])
-    return PersianRug(n_sparse, rows, best.a, best.b - mean_interference, kernel)
+    forged = PersianRug(n_sparse, rows, best.a, best.b)
+    mean_interference = p / 2 * best.a * forged.kernel[1:].sum()
+    forged.bias = float(best.b - mean_interference)  # NumPy's own float64 would make x float64 too
+    return forged
+
+
+def rug_at(n_sparse, ratio, p, seed):
+    """The `persian_rug` that is nearest to a size and a ratio n_dense/n_sparse.
+
+    n_sparse goes to the nearest power of two, n_dense to the nearest whole number above 0.
+    """
+    n_sparse = 2**round(math.log2(rug.whole_number("n_sparse", n_sparse, 1)))
+    n_dense = max(1, round(theory.fraction("ratio", ratio) * n_sparse))
+    return persian_rug(n_sparse, n_dense, p, seed)
+
+
+# ------------------------------------------------------------------------- 3. A random projector
 
 def random_projector(n_sparse, n_dense, p, seed):
-    """The rug.Autoencoder with W = (a/r) Q Qᵀ, Q a random orthonormal basis (QR of a Gaussian).
+    """The rug.Autoencoder with W = (a/r) Q Qᵀ, the columns of Q a random orthonormal basis.
 
-    a and b are theory.optimum's; each feature's bias is b minus the mean of its own interference.
-    Raises ValueError for n_dense not in 1 … n_sparse, p outside (0, 1], or a basis too large.
+    Q comes from the QR decomposition of a Gaussian matrix, so that no direction is preferred. a and
+    b are theory.optimum's; each feature's bias is b less the mean of its own interference.
+
+    Raises ValueError unless 1 ≤ n_dense ≤ n_sparse, p is in (0, 1] and seed ≥ 0.
     """
-    n_sparse = rug.require_integer("n_sparse", n_sparse, 1)
-    n_dense = rug.require_integer("n_dense", n_dense, 1, n_sparse)
-    rng = np.random.default_rng(rug.require_integer("seed", seed, 0, 2**63 - 1))
-    rug.require_memory(f"a basis of {n_sparse} × {n_dense}", 24 * n_sparse * n_dense)
+    n_sparse = rug.whole_number("n_sparse", n_sparse, 1)
+    n_dense = rug.whole_number("n_dense", n_dense, 1, n_sparse)
+    rng = np.random.default_rng(rug.whole_number("seed", seed, 0))
     best = theory.optimum(n_dense / n_sparse, p)
-    q = np.linalg.qr(rng.standard_normal((n_sparse, n_dense)))[0]
-    decoder = best.a * n_sparse / n_dense * q
-    mean_interference = p / 2 * (decoder @ q.sum(axis=0) - np.einsum("ij,ij->i", decoder, q))
-    weights = q, decoder, best.b - mean_interference
-    return rug.Autoencoder(*(array.astype(np.float32) for array in weights))
+
+    encoder = np.linalg.qr(rng.standard_normal((n_sparse, n_dense))).Q
+    decoder = best.a * n_sparse / n_dense * encoder
+    diagonal = np.einsum("ij,ij->i", decoder, encoder)
+    row_sums = decoder @ encoder.sum(axis=0)
+    mean_interference = p / 2 * (row_sums - diagonal)
+    bias = best.b - mean_interference
+    return rug.Autoencoder(encoder.astype(np.float32), decoder, bias)

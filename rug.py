@@ -1,22 +1,29 @@
-"""The autoencoder f(x) = ReLU(W_out W_in x + b): its data, gradients and training. Read it first.
+"""The autoencoder f(x) = ReLU(W_out W_in x + b): its data, its gradients, its training.
 
-1. the data            `sample`: sparse batches, drawn without touching the zeros
-2. the model           `Autoencoder`: forward and backward
-3. training, plain     `PlainTrainer`: sample, forward, backward, Adam in NumPy; the truth for 5
-4. the quality         `evaluate` and `dead_features`, on fresh samples
-5. training, compiled  `Trainer`: the same in loops that skip zeros, shared by threads
-6. files and checks    .npz files, what an argument may be, one BLAS thread
+Start here. There is no rug in this file yet: it holds the network that the paper is about, and
+forge.py weaves the rug. Sections 1 to 4 are plain NumPy and complete by themselves; section 5 does
+the same again, faster.
 
-Features come first in memory: `encoder[j]` is column j of W_in and `decoder[i]` is row i of W_out,
-both (n_sparse, n_dense), so W[i, j] = decoder[i] · encoder[j]. A sparse sample's hidden vector is
-then a sum of few rows of the encoder, and a silent output touches no row of the decoder.
+1. Data                   `sample`: most features are off, the others uniform in [0, 1)
+2. The model              `Autoencoder`: forward and backward, by hand
+3. Training               `adam`, where to start, how fast and how long, `PlainTrainer`
+4. Quality                `evaluate` and `dead_features`, on fresh samples
+5. The same, compiled     `Trainer`: loops that skip zeros, shared by threads
+6. Files and checks       weights as .npz files, and what an argument may be
+
+Features come first in memory: `encoder[j]` is column j of W_in and `decoder[i]` is row i of W_out.
+Both arrays have the shape (n_sparse, n_dense), so W[i, j] = decoder[i] · encoder[j].
+
+n_sparse is the number of features, n_dense the number of hidden units, p the probability that a
+feature is on. "Sparse" describes the data; the hidden layer is narrow and dense.
 """
 import ctypes
+import functools
 import glob
 import math
 import os
+import shutil
 import uuid
-from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -25,446 +32,791 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-# -------------------------------------------------------------------------------------- 1. the data
-class Sparse(NamedTuple):
-    """Rows of a sparse matrix (CSR): row k holds entries indptr[k] … indptr[k + 1] − 1."""
-    indptr: np.ndarray   # (rows + 1,) int64
-    indices: np.ndarray  # (entries,) int32: the column of each; or with room for more
-    values: np.ndarray   # (entries,) float32
-    columns: int
 
-    def dense(self):
-        """The same as an array (rows, columns) float32."""
-        x = np.zeros((len(self.indptr) - 1, self.columns), np.float32)
-        row, end = np.repeat(np.arange(len(x)), np.diff(self.indptr)), self.indptr[-1]
-        x[row, self.indices[:end]] = self.values[:end]
-        return x
+# ---------------------------------------------------------------------------------------- 1. Data
 
-def empty_rows(rows, columns):
-    """Sparse with room for every entry. Pages of memory that are never written cost none."""
-    indices, values = np.empty(rows * columns, np.int32), np.empty(rows * columns, np.float32)
-    return Sparse(np.zeros(rows + 1, np.int64), indices, values, columns)
+TRAINING = 0    # training and evaluation draw from two streams of random numbers,
+EVALUATION = 1  # so that no model is ever judged by samples that it was trained on
 
-def sample(batch, n_sparse, p, seed, step=0):
-    """Draw samples x_i = c_i u_i with c_i ~ Bernoulli(p) and u_i ~ Uniform[0, 1), all independent.
 
-    Returns `batch` Sparse rows, `.dense()` (batch, n_sparse); row k depends on (seed, step, k)
-    alone. ValueError for p outside (0, 1], batch or n_sparse < 1, seed or step < 0.
+def sample(batch, n_sparse, p, seed, step=0, stream=TRAINING):
+    """Draw a batch of samples x_i = c_i u_i, c_i ~ Bernoulli(p), u_i ~ Uniform[0, 1).
+
+    All c_i and u_i are independent. p is a number, or an array (n_sparse,) if features differ in
+    how often they are on. The same (seed, step, stream) gives the same batch.
+
+    Returns an array (batch, n_sparse) float32. Raises ValueError for p outside (0, 1], batch or
+    n_sparse below 1, seed or step below 0.
+
+    This is the law of x. If you change it, change it in `draw_rows` and `theory.variance` too.
     """
-    batch, n_sparse = require_integer("batch", batch, 1), require_integer("n_sparse", n_sparse, 1)
-    seed, step = require_integer("seed", seed, 0, 2**63), require_integer("step", step, 0, 2**63)
-    require_memory(f"a batch of {batch} × {n_sparse}", 8 * batch * n_sparse)
-    x = empty_rows(batch, n_sparse)
-    draw_rows(np.uint64(seed), np.uint64(step), 0, require_positive("p", p, 1), x)
-    entries = slice(x.indptr[-1])
-    return x._replace(indices=x.indices[entries].copy(), values=x.values[entries].copy())
+    shape = whole_number("batch", batch, 1), whole_number("n_sparse", n_sparse, 1)
+    p = probability(p, n_sparse)
+    key = whole_number("seed", seed, 0), whole_number("step", step, 0), stream
 
-# Hot loops are compiled once, and kept on disk where the checkout can be written to: without the
-# GIL, so that threads run at once; x/0 is infinity; sums may be reordered, but NaN stays NaN.
-compiled = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"},
-                      cache=os.access(os.path.dirname(os.path.abspath(__file__)), os.W_OK))
+    # Which features are on, times their values.
+    rng = np.random.default_rng(key)
+    on = rng.random(shape) < p
+    values = rng.random(shape, dtype=np.float32)
+    return on * values
+
+
+# ----------------------------------------------------------------------------------- 2. The model
+
+class Parameters(NamedTuple):
+    """Three arrays: weights, or their gradients, or their running means in Adam."""
+
+    encoder: np.ndarray  # (n_sparse, n_dense), row j is column j of W_in
+    decoder: np.ndarray  # (n_sparse, n_dense), row i is row i of W_out
+    bias: np.ndarray     # (n_sparse,)
+
+
+class Autoencoder:
+    """f(x) = ReLU(W x + b) with W = W_out W_in, a matrix of rank n_dense.
+
+    encoder, decoder: (n_sparse, n_dense); bias: (n_sparse,). They are kept as float32, or as
+    float64 if all three are. Raises ValueError for shapes that don't fit together and for numbers
+    that are not finite.
+    """
+
+    def __init__(self, encoder, decoder, bias):
+        arrays = [np.asarray(array) for array in (encoder, decoder, bias)]
+        double = all(array.dtype == np.float64 for array in arrays)
+        dtype = np.float64 if double else np.float32
+
+        shape = arrays[0].shape
+        require(len(shape) == 2, "encoder's shape", shape, "(n_sparse, n_dense)")
+        for name, array, expected in zip(Parameters._fields, arrays, (shape, shape, shape[:1])):
+            require(array.shape == expected, f"{name}'s shape", array.shape, expected)
+            finite = array.dtype.kind in "fiu" and (np.abs(array) <= np.finfo(dtype).max).all()
+            require(finite, name, array.dtype.name, f"real numbers, finite in {dtype.__name__}")
+
+        # In one piece of memory, row after row, as the compiled loops expect it.
+        self.n_sparse, self.n_dense = shape
+        self.encoder = np.ascontiguousarray(arrays[0], dtype)
+        self.decoder = np.ascontiguousarray(arrays[1], dtype)
+        self.bias = np.ascontiguousarray(arrays[2], dtype)
+
+    def __repr__(self):
+        return f"Autoencoder(n_sparse={self.n_sparse}, n_dense={self.n_dense})"
+
+    @property
+    def parameters(self):
+        """The three arrays themselves, not copies."""
+        return Parameters(self.encoder, self.decoder, self.bias)
+
+    @property
+    def diagonal(self):
+        """W_ii, (n_sparse,)."""
+        return np.einsum("ij,ij->i", self.decoder, self.encoder)
+
+    def preactivation(self, x):
+        """z = W x + b, shaped like x, (batch, n_sparse)."""
+        x = batch_of_samples(x, self.n_sparse)
+        hidden = x @ self.encoder  # (batch, n_dense)
+        return hidden @ self.decoder.T + self.bias
+
+    def forward(self, x):
+        """f(x) = ReLU(z), shaped like x, (batch, n_sparse)."""
+        return np.maximum(self.preactivation(x), 0)
+
+    def loss_and_gradients(self, x):
+        """The loss L = mean of (f(x) − x)² over samples and features, and its gradients.
+
+        With h = W_in x and z = W_out h + b for each sample, the chain rule runs from the output
+        back to the input (sums are over the samples of the batch):
+
+            dL/dz     = 2 (f(x) − x) [z > 0] / (batch · n_sparse)
+            dL/db     = Σ dL/dz
+            dL/dW_out = Σ (dL/dz) hᵀ
+            dL/dh     = W_outᵀ (dL/dz)
+            dL/dW_in  = Σ (dL/dh) xᵀ
+
+        Returns (loss, Parameters); each gradient has the shape of its own array.
+        """
+        x = batch_of_samples(x, self.n_sparse)
+
+        # Forward, as above.
+        hidden = x @ self.encoder              # (batch, n_dense)
+        z = hidden @ self.decoder.T + self.bias
+        error = np.maximum(z, 0) - x
+        loss = float(np.mean(error**2, dtype=np.float64))
+
+        # Backward through ReLU, which passes a gradient on only where its output is not 0.
+        dz = 2 / error.size * error * (z > 0)  # (batch, n_sparse)
+        # Backward through the decoder and the bias, and then through the encoder.
+        d_bias = dz.sum(axis=0)
+        d_decoder = dz.T @ hidden
+        d_hidden = dz @ self.decoder           # (batch, n_dense)
+        d_encoder = x.T @ d_hidden
+        return loss, Parameters(d_encoder, d_decoder, d_bias)
+
+    def save(self, path):
+        """Write the weights to `path` (.npz), whole or not at all."""
+        save_npz(path, "Autoencoder", **self.parameters._asdict())
+
+    @staticmethod
+    def load(path):
+        """The model saved at `path`; ValueError or OSError if it is missing or damaged."""
+        data = load_npz(path, "Autoencoder", Parameters._fields)
+        return Autoencoder(data["encoder"], data["decoder"], data["bias"])
+
+
+# ------------------------------------------------------------------------------------ 3. Training
+
+BETA1 = 0.9     # how much of Adam's running mean of gradients stays in each step
+BETA2 = 0.999   # the same for the running mean of their squares
+EPSILON = 1e-7  # as in the paper's training code
+
+
+def adam(weight, gradient, mean, square, t, lr):
+    """Step t = 1, 2, … of Adam (Kingma, Ba 2015) at rate lr; changes its arrays in place.
+
+        m ← β₁ m + (1 − β₁) g
+        v ← β₂ v + (1 − β₂) g²
+        w ← w − lr m̂ / (√v̂ + ε),    m̂ = m / (1 − β₁ᵗ),    v̂ = v / (1 − β₂ᵗ)
+
+    weight w, gradient g, mean m and square v have one shape; m and v start at 0, and the division
+    by 1 − βᵗ makes up for that.
+    """
+    mean[:] = BETA1 * mean + (1 - BETA1) * gradient
+    square[:] = BETA2 * square + (1 - BETA2) * gradient**2
+    corrected_mean = mean / (1 - BETA1**t)
+    corrected_square = square / (1 - BETA2**t)
+    weight -= lr * corrected_mean / (np.sqrt(corrected_square) + EPSILON)
+
+
+def linear_start(n_sparse, n_dense, p, rng):
+    """Start as the best linear autoencoder with random weights: Parameters in float64.
+
+    Tie the weights, encoder = decoder, and let each row point in a random direction and have the
+    length √g. Then W_ii = g exactly, and W_ij is random with E W_ij² = g²/n_dense. Without ReLU,
+    and with the means taken care of by the bias, feature i has on average the loss
+
+        Var x [(1 − g)² + Σ_{j≠i} E W_ij²]  ≈  Var x [(1 − g)² + g²/r],      r = n_dense/n_sparse.
+
+    It is least at g = r/(1 + r), and below Var x there. So training begins better than a model
+    that answers the mean, whatever r and p are.
+
+    The bias lets the mean input E x_j = p_j/2 give the mean output: b_i = p_i/2 − Σ_j W_ij p_j/2.
+    All W_ii are positive, so that no feature is dead from the start (see `dead_features`).
+    """
+    # Gaussian rows have no preferred direction; then give each the length √g.
+    encoder = rng.standard_normal((n_sparse, n_dense))
+    gain = n_dense / (n_sparse + n_dense)  # g
+    encoder *= math.sqrt(gain) / np.linalg.norm(encoder, axis=1, keepdims=True)
+
+    # W times the mean input is two thin products; W itself is never made.
+    mean = np.full(n_sparse, p / 2)
+    bias = mean - encoder @ (encoder.T @ mean)
+    return Parameters(encoder, encoder.copy(), bias)
+
+
+def paper_start(n_sparse, n_dense, p, rng):
+    """The start of the paper's code: everything uniform in ±1/√fan_in, so half the W_ii < 0."""
+    encoder = rng.uniform(-1, 1, (n_sparse, n_dense)) / math.sqrt(n_sparse)
+    decoder = rng.uniform(-1, 1, (n_sparse, n_dense)) / math.sqrt(n_dense)
+    bias = rng.uniform(-1, 1, n_sparse) / math.sqrt(n_dense)
+    return Parameters(encoder, decoder, bias)
+
+
+STARTS = {"linear": linear_start, "paper": paper_start}
+
+
+def peak_rate(n_sparse):
+    """The default peak learning rate. How it was found: end of experiments/README.md."""
+    return 120e-3 / math.sqrt(n_sparse)
+
+
+def default_steps(p):
+    """The default number of training steps: more where features are on less often."""
+    return round(2000 * max(0.75, math.sqrt(0.045 / p)))
+
+
+def learning_rate(step, steps, peak):
+    """The rate at step 0, 1, …, steps − 1: half a cosine wave from `peak` down to almost 0."""
+    return peak * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+class PlainTrainer:
+    """Trains an autoencoder on endless fresh samples; you write the loop over `.step(lr)`:
+
+        trainer = PlainTrainer(n_sparse=64, n_dense=16, p=0.045)
+        for step in range(1000):
+            trainer.step(learning_rate(step, 1000, peak_rate(64)))
+
+    p: a number in (0, 1], or an array (n_sparse,). batch: samples a step. seed: of weights and
+    samples. init: "linear" or "paper" (see STARTS), or an Autoencoder to start from.
+    ValueError for sizes below 1, n_dense > n_sparse, seed < 0, another init.
+
+    .model   the Autoencoder in training; it changes with every step
+    .losses  the loss of each step so far
+    """
+
+    SETTINGS = ("n_sparse", "n_dense", "p", "batch", "seed")
+
+    def __init__(self, n_sparse, n_dense, p, batch=1024, seed=0, init="linear"):
+        self.n_sparse = whole_number("n_sparse", n_sparse, 1)
+        self.n_dense = whole_number("n_dense", n_dense, 1, self.n_sparse)
+        self.p = probability(p, self.n_sparse)
+        self.batch = whole_number("batch", batch, 1)
+        self.seed = whole_number("seed", seed, 0)
+
+        if isinstance(init, Autoencoder):
+            shape = self.n_sparse, self.n_dense
+            require(init.encoder.shape == shape, "init's encoder", init.encoder.shape, shape)
+            start = init.parameters
+        else:
+            require(init in (*STARTS,), "init", init, " or ".join(STARTS) + " or an Autoencoder")
+            rng = np.random.default_rng(self.seed)
+            start = STARTS[init](self.n_sparse, self.n_dense, self.p, rng)
+
+        # A copy of the start, in float32, and Adam's two running means, which begin at 0.
+        self.model = Autoencoder(*(np.array(array, np.float32) for array in start))
+        self.means = Parameters(*(np.zeros_like(array) for array in self.model.parameters))
+        self.squares = Parameters(*(np.zeros_like(array) for array in self.model.parameters))
+        self.losses = []
+
+    def __repr__(self):
+        done = f"{len(self.losses)} steps done"
+        return f"{type(self).__name__}(n_sparse={self.n_sparse}, n_dense={self.n_dense}, {done})"
+
+    @np.errstate(over="ignore", invalid="ignore")  # a run that diverges shows it by its loss
+    def step(self, lr):
+        """Train on one fresh batch at rate lr > 0; useful ones are up to `peak_rate(n_sparse)`.
+
+        Returns the loss of that batch before the step.
+        """
+        require_rate(lr)
+        done = len(self.losses)
+
+        # Draw x; loss and gradients; Adam.
+        x = sample(self.batch, self.n_sparse, self.p, self.seed, step=done)
+        loss, gradients = self.model.loss_and_gradients(x)
+        arrays = zip(self.model.parameters, gradients, self.means, self.squares)
+        for weight, gradient, mean, square in arrays:
+            adam(weight, gradient, mean, square, done + 1, lr)
+
+        self.losses.append(loss)
+        return loss
+
+    def _arrays(self):
+        """Weights, Adam's means and squares: with the losses all that changes in training."""
+        return [*self.model.parameters, *self.means, *self.squares]
+
+    def save(self, path):
+        """Write all that is needed to go on to the same bits, whole or not at all."""
+        settings = {name: getattr(self, name) for name in self.SETTINGS}
+        state = np.concatenate([array.ravel() for array in self._arrays()])
+        save_npz(path, type(self).__name__, state=state, losses=np.array(self.losses), **settings)
+
+    @classmethod
+    def load(cls, path):
+        """The trainer saved at `path`, to go on from there.
+
+        ValueError or OSError if it is missing, damaged or of another kind of trainer.
+        """
+        data = load_npz(path, cls.__name__, [*cls.SETTINGS, "state", "losses"])
+        size = int(3 * data["n_sparse"] * (2 * data["n_dense"] + 1))
+        state = data["state"]
+        fits = state.shape == (size,) and np.isfinite(state).all()
+        require(fits, f"state in {path}", state.shape, f"({size},), and all finite")
+
+        # A new trainer of the same settings, whose arrays are then filled one after the other.
+        trainer = cls(**{name: data[name].tolist() for name in cls.SETTINGS})
+        for array in trainer._arrays():
+            array.flat[:] = state[:array.size]
+            state = state[array.size:]
+        trainer.losses = data["losses"].tolist()
+        return trainer
+
+
+# ------------------------------------------------------------------------------------- 4. Quality
+
+class Estimate(NamedTuple):
+    """A mean over samples, and its standard error."""
+
+    loss: float
+    error: float
+
+
+def evaluate(model, p, samples, seed):
+    """The loss of `model` on fresh samples that no training has seen, as an Estimate.
+
+    model: anything with `.n_sparse` and `.forward(x)` for x (batch, n_sparse). p: a number or an
+    array (n_sparse,). Raises ValueError for p outside (0, 1], samples < 1 or seed < 0.
+    """
+    require(hasattr(model, "forward"), "model", model, "one with n_sparse and forward(x)")
+    samples = whole_number("samples", samples, 1)
+    at_once = max(1, 2**21 // model.n_sparse)  # samples whose arrays are small beside memory
+
+    # Samples are independent, but the features of one sample share their hidden units and are not.
+    # So the error comes from how the losses of whole samples scatter.
+    sample_losses = []
+    for start in range(0, samples, at_once):
+        batch = min(at_once, samples - start)
+        x = sample(batch, model.n_sparse, p, seed, step=start, stream=EVALUATION)
+        sample_losses.extend(np.square(model.forward(x) - x).mean(axis=1, dtype=np.float64))
+
+    error = np.std(sample_losses, ddof=1) / math.sqrt(samples) if samples > 1 else math.nan
+    return Estimate(float(np.mean(sample_losses)), float(error))
+
+
+def dead_features(model, p, samples=256, seed=0):
+    """Which features are dead: (n_sparse,) bool. A dead feature has output 0 in every sample, even
+    if x_i is turned to 1; then ReLU passes no gradient, and training can't bring it back.
+
+    Features die of two causes. A start with W_ii < 0, as half of the paper's start has: x_i lowers
+    its own output, and the bias falls until nothing comes through. And too high a rate: Adam moves
+    all biases alike, and below a certain point there is no way back.
+
+    model: an Autoencoder or a forge.PersianRug.
+    """
+    # A feature is alive if any sample makes its output positive, as it is or turned on.
+    x = sample(samples, model.n_sparse, p, seed, stream=EVALUATION)
+    z = model.preactivation(x)
+    z_turned_on = z + (1 - x) * model.diagonal  # the same with x_i = 1
+    return np.maximum(z, z_turned_on).max(axis=0) <= 0
+
+
+# ----------------------------------------------------------------------- 5. The same, compiled
+#
+# What can be saved? In a batch of 1024 samples, 512 features and 128 hidden units with p = 0.045,
+# x is 95 % zeros. Once trained, dz is 90 % zeros, because ReLU silences nine of ten outputs. Of the
+# five products in a step four have x or dz as a factor and can skip those zeros:
+#
+#     hidden    = x @ encoder        skips zeros of x
+#     z         = hidden @ decoder.T is dense, and the floor under the cost of a step
+#     d_hidden  = dz @ decoder       skips zeros of dz
+#     d_decoder = dz.T @ hidden      skips zeros of dz
+#     d_encoder = x.T @ d_hidden     skips zeros of x
+#
+# Early in training most outputs are still on. Then the products with dz are dense as well.
+# The loops below are compiled by Numba. Above each stands the NumPy line that it replaces.
+
+SILENT_BELOW = 1 / 5  # share of outputs that are on below which loops win; measured 1/10 … 1/3
+BLOCK = 256           # features whose gradients are made, then used by Adam, while in cache
+
+
+def compiled(function):
+    """Compile `function` with Numba when it is first called, and keep the result on disk.
+
+    It runs without Python's lock, so that threads run at once. x/0 is infinity. Sums may be
+    reordered, which is what makes them fast, but NaN stays NaN. Where nothing can be written the
+    result is not kept.
+    """
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+    here = os.path.dirname(os.path.abspath(__file__))
+    room = bool(numba.config.CACHE_DIR) or shutil.disk_usage(here).free > 2**24
+    try:
+        return numba.njit(cache=room, **options)(function)
+    except RuntimeError:  # Numba found no folder that it may write to
+        return numba.njit(**options)(function)
+
+
+class CSR(NamedTuple):
+    """A matrix whose few entries are listed row by row ("compressed sparse rows").
+
+    The entries of row k are starts[k] … starts[k + 1] − 1; entry e is values[e], in column
+    columns[e]. The two lists may have room for more entries than there are.
+    """
+
+    starts: np.ndarray   # (rows + 1,) int64
+    columns: np.ndarray  # (entries,) int32
+    values: np.ndarray   # (entries,) float32
+    n_columns: int
+
+    def rows(self, part):
+        """The rows of a slice `part`, without copying entries."""
+        return self._replace(starts=self.starts[part.start:part.stop + 1])
+
+
+def empty_csr(rows, n_columns):
+    """A CSR without entries and with room for all. Memory that is never written costs nothing."""
+    starts = np.zeros(rows + 1, np.int64)
+    columns = np.empty(rows * n_columns, np.int32)
+    values = np.empty(rows * n_columns, np.float32)
+    return CSR(starts, columns, values, n_columns)
+
 
 @compiled
 def scramble(bits):
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): 64 bits in, 64 well-mixed bits out."""
+    """64 bits in, 64 well-mixed bits out: the finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
 
+
 @compiled
 def draw_rows(seed, step, first, p, x):
-    """Fill x with rows first, first + 1, … of the batch that (seed, step) names.
+    """`x = sample(…)`: the same law, other numbers. Fills the CSR x with rows first, first + 1, …
 
-    The number of silent features before the next active one is geometric, floor(ln u / ln(1 − p)):
-    the loop jumps from one to the next. Each row has a generator of its own."""
-    entry, inverse_log = 0, 1 / math.log1p(-p)  # −0 for p = 1: then no feature is skipped
-    for k in range(len(x.indptr) - 1):
+    Most features are off, so the loop jumps from one that is on to the next. The number of features
+    between the two is geometric, ⌊ln u / ln(1 − p)⌋ for u uniform in (0, 1). Row k of step t has a
+    generator of its own, splitmix64 seeded by (seed, t, k), so threads may draw rows in any order.
+    """
+    inverse_log = 1 / math.log1p(-p) if p < 1 else 0.0  # at p = 1 no feature is jumped over
+    entry = 0
+    for k in range(len(x.starts) - 1):
         state = scramble(scramble(scramble(seed) + step) + np.uint64(first + k))
         j = -1
         while True:
+            # 64 fresh bits: the upper 40 decide the jump, the lower 24 the value.
             state += np.uint64(0x9E3779B97F4A7C15)
-            bits = scramble(state)  # the upper 40 decide the jump, the lower 24 the value
-            jump = math.log((float(bits >> np.uint64(24)) + 0.5) * 2.0**-40) * inverse_log
-            if jump >= x.columns - 1 - j:
-                break
+            bits = scramble(state)
+            uniform = (float(bits >> np.uint64(24)) + 0.5) * 2.0**-40
+            jump = math.log(uniform) * inverse_log
+            if jump >= x.n_columns - 1 - j:
+                break  # beyond the last feature
             j += 1 + int(jump)
-            x.indices[entry] = j
+            x.columns[entry] = j
             x.values[entry] = np.float32(bits & np.uint64(0xFFFFFF)) * np.float32(2.0**-24)
             entry += 1
-        x.indptr[k + 1] = entry
+        x.starts[k + 1] = entry
 
-# ------------------------------------------------------------------------------------- 2. the model
-Parameters = namedtuple("Parameters", "encoder decoder bias")  # or gradients, or Adam's moments
-
-class Autoencoder:
-    """f(x) = ReLU(W x + b) with W = W_out W_in of rank n_dense.
-    encoder: columns of W_in, decoder: rows of W_out, both (n_sparse, n_dense); bias: (n_sparse,).
-    float32, or float64 if all three are. ValueError for wrong shapes or numbers that aren't finite.
-    """
-    def __init__(self, encoder, decoder, bias):
-        arrays = [np.asarray(array) for array in (encoder, decoder, bias)]
-        dtype = np.float64 if all(array.dtype == np.float64 for array in arrays) else np.float32
-        shape = arrays[0].shape
-        require(len(shape) == 2 and 1 <= shape[1] <= shape[0], "encoder's shape", shape,
-                "(n_sparse, n_dense) with 1 ≤ n_dense ≤ n_sparse")
-        for name, array, expected in zip(Parameters._fields, arrays, (shape, shape, shape[:1])):
-            require(array.shape == expected, f"{name}'s shape", array.shape, expected)
-            finite = array.dtype.kind in "fiu" and (abs(array) <= np.finfo(dtype).max).all()
-            require(finite, name, array.dtype.name, f"finite real numbers within {dtype.__name__}")
-        self.encoder, self.decoder, self.bias = (np.ascontiguousarray(a, dtype) for a in arrays)
-        self.n_sparse, self.n_dense = shape
-
-    def forward(self, x):
-        """f(x) for x (batch, n_sparse); the same shape."""
-        x = require_batch(x, self.n_sparse)
-        return np.maximum(x @ self.encoder @ self.decoder.T + self.bias, 0)
-
-    def loss_and_gradients(self, x):
-        """L = mean of (f(x) − x)² over samples and features, and its derivatives.
-
-        With z = h W_outᵀ + b and h = x W_inᵀ the chain rule reads, from the output to the input,
-            dL/dz = 2 (f(x) − x) [z > 0] / (batch n_sparse),
-            dL/dW_out = (dL/dz)ᵀ h,      dL/db = Σ_batch dL/dz,
-            dL/dh = dL/dz W_out,         dL/dW_in = (dL/dh)ᵀ x.
-        x: (batch, n_sparse). Returns (loss, Parameters); W_in's derivative has the encoder's shape.
-        """
-        x = require_batch(x, self.n_sparse)
-        hidden = x @ self.encoder                                    # (batch, n_dense)
-        output = np.maximum(hidden @ self.decoder.T + self.bias, 0)  # (batch, n_sparse)
-        error = output - x
-        loss = float(np.mean(error**2, dtype=np.float64))
-        dz = 2 / error.size * error * (output > 0)                   # (batch, n_sparse)
-        d_hidden = dz @ self.decoder                                 # (batch, n_dense)
-        return loss, Parameters(x.T @ d_hidden, dz.T @ hidden, dz.sum(axis=0))
-
-    def save(self, path, **notes):
-        """Write the weights to `path` (.npz), atomically; notes: how they came about."""
-        save_npz(path, "Autoencoder", notes, **vars(self))
-
-    @staticmethod
-    def load(path):
-        """The model saved at `path`; ValueError or OSError if missing, damaged or not a model."""
-        data = load_npz(path, "Autoencoder", Parameters._fields)
-        return Autoencoder(*(data[name] for name in Parameters._fields))
-
-# --------------------------------------------------------------------- 3. training, in plain NumPy
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-7  # Adam's, with the ε of the published training code
-
-def linear_start(n_sparse, n_dense, p, rng):
-    """The best linear autoencoder with random tied weights: it begins below Var x everywhere.
-
-    Rows of encoder = decoder have random directions and length √g: W_ii = g, E W_ij² = g²/n_dense,
-    and a linear output loses Var x [(1 − g)² + g²/r] on average, least at g = r/(1 + r). The bias
-    makes the mean input give the mean output: b_i = (p/2) (1 − Σ_j W_ij).
-    """
-    encoder = rng.standard_normal((n_sparse, n_dense))
-    gain = n_dense / (n_sparse + n_dense)
-    encoder *= math.sqrt(gain) / np.linalg.norm(encoder, axis=1, keepdims=True)
-    return Parameters(encoder, encoder.copy(), p / 2 * (1 - encoder @ encoder.sum(axis=0)))
-
-def paper_start(n_sparse, n_dense, p, rng):
-    """The published start: all uniform in ±1/√fan_in. Half of the W_ii are negative; some stay."""
-    return Parameters(rng.uniform(-1, 1, (n_sparse, n_dense)) / math.sqrt(n_sparse),
-                      rng.uniform(-1, 1, (n_sparse, n_dense)) / math.sqrt(n_dense),
-                      rng.uniform(-1, 1, n_sparse) / math.sqrt(n_dense))
-
-STARTS = {"linear": linear_start, "paper": paper_start}
-
-class PlainTrainer:
-    """Trains an autoencoder on endless fresh data; the loop over `.step(lr)` is the caller's.
-    n_sparse, n_dense, batch ≥ 1, n_dense ≤ n_sparse; p in (0, 1]; seed ≥ 0; init: one of STARTS.
-    ValueError otherwise, or if memory would not do. `.losses`: of every step so far.
-    """
-    SETTINGS = ("n_sparse", "n_dense", "p", "batch", "seed", "init")
-
-    def __init__(self, n_sparse, n_dense, p, batch=1024, seed=0, init="linear"):
-        self.n_sparse = n_sparse = require_integer("n_sparse", n_sparse, 1)
-        self.n_dense = n_dense = require_integer("n_dense", n_dense, 1, n_sparse)
-        self.batch, self.init = require_integer("batch", batch, 1), init
-        self.seed, self.p = require_integer("seed", seed, 0, 2**63), require_positive("p", p, 1)
-        require(init in list(STARTS), "init", init, "one of " + ", ".join(STARTS))
-        require_memory(f"training {n_sparse} × {n_dense} with batch {batch}",
-                       24 * n_sparse * n_dense + 12 * batch * n_sparse)
-        start = STARTS[init](n_sparse, n_dense, self.p, np.random.default_rng(self.seed))
-        self.weights = Parameters(*(array.astype(np.float32) for array in start))
-        self.means = Parameters(*map(np.zeros_like, self.weights))    # Adam's m
-        self.squares = Parameters(*map(np.zeros_like, self.weights))  # Adam's v
-        self.state = Parameters(*zip(self.weights, self.means, self.squares))
-        self.losses = []
-
-    @np.errstate(over="ignore", invalid="ignore")  # a run that diverges shows it by its loss
-    def step(self, lr):
-        """Train on one fresh batch at rate `lr`, in (0, 1e30]; returns its loss before the step."""
-        x = sample(self.batch, self.n_sparse, self.p, self.seed, step=len(self.losses)).dense()
-        return self.follow(lr, *Autoencoder(*self.weights).loss_and_gradients(x))
-
-    def follow(self, lr, loss, gradients):
-        """Record `loss`, and take one step of Adam (Kingma, Ba 2015) along the gradients g:
-
-            m ← β₁ m + (1 − β₁) g,      v ← β₂ v + (1 − β₂) g²,
-            w ← w − lr m̂ / (√v̂ + ε)  with  m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)  at step t.
-        """
-        require_positive("lr", lr, 1e30)
-        self.losses.append(loss)
-        t = len(self.losses)
-        for w, m, v, g in zip(self.weights, self.means, self.squares, gradients):
-            m[:] = BETA1 * m + (1 - BETA1) * g
-            v[:] = BETA2 * v + (1 - BETA2) * g**2
-            w -= lr * (m / (1 - BETA1**t)) / (np.sqrt(v / (1 - BETA2**t)) + EPSILON)
-        return loss
-
-    @property
-    def model(self):
-        """A copy of the model as it is now."""
-        return Autoencoder(*(array.copy() for array in self.weights))
-
-    def save(self, path, **notes):
-        """Write all that is needed to go on, atomically; `load` gives notes back as `.notes`."""
-        settings = {name: getattr(self, name) for name in self.SETTINGS}
-        save_npz(path, type(self).__name__, notes, losses=np.array(self.losses), **settings,
-                 **self.state._asdict())
-
-    @classmethod
-    def load(cls, path, **changed):
-        """The trainer saved at `path`, to go on bitwise; `changed` settings differ. ValueError or
-        OSError if the file is missing, damaged or not this kind of trainer's."""
-        data = load_npz(path, cls.__name__, (*cls.SETTINGS, "losses", *Parameters._fields))
-        trainer = cls(**{name: data[name].tolist() for name in cls.SETTINGS} | changed)
-        for name, arrays in trainer.state._asdict().items():
-            found = data[name].dtype.name, data[name].shape
-            fine = found == ("float32", np.shape(arrays)) and np.isfinite(data[name]).all()
-            require(fine, f"{path}: {name}", found, f"finite float32 {np.shape(arrays)}")
-            for array, stored in zip(arrays, data[name]):
-                array[:] = stored
-        trainer.losses = data["losses"].astype(float).reshape(-1).tolist()
-        trainer.notes = {name.removeprefix("note_"): value.tolist() for name, value in data.items()
-                         if name.startswith("note_")}
-        return trainer
-
-# ----------------------------------------------------------------------------------- 4. the quality
-EVALUATION_STEPS = 2**62  # evaluation draws its batches from steps that no training reaches
-Estimate = namedtuple("Estimate", "loss error")  # a sampled mean and its standard error
-
-def evaluate(model, p, samples, seed):
-    """The loss of `model` on fresh samples, an Estimate: mean of (f(x) − x)² per feature.
-    model: anything with `.n_sparse` and `.forward(x)` for x (batch, n_sparse). The error of one
-    sample is NaN. ValueError for p outside (0, 1], samples < 1, seed < 0.
-    """
-    require(hasattr(model, "forward"), "model", model, "one with n_sparse and forward(x)")
-    samples = require_integer("samples", samples, 1)
-    at_once = max(1, 2**21 // model.n_sparse)
-    losses = []  # of each sample: samples are independent, features of one sample are not
-    for start in range(0, samples, at_once):
-        batch = min(at_once, samples - start)
-        x = sample(batch, model.n_sparse, p, seed, EVALUATION_STEPS + start).dense()
-        losses.append(np.square(model.forward(x) - x).mean(axis=1, dtype=np.float64))
-    losses = np.concatenate(losses)
-    error = losses.std(ddof=1) / math.sqrt(samples) if samples > 1 else math.nan
-    return Estimate(float(losses.mean()), float(error))
-
-def dead_features(model, p, samples=256, seed=0):
-    """Which features no gradient reaches, (n_sparse,) bool: f(x)_i is 0 in each sample, even with
-    x_i turned to 1. They die of a start with W_ii < 0, and of high rates (Adam moves all alike)."""
-    require(isinstance(model, Autoencoder), "model", model, "an Autoencoder")
-    x = sample(samples, model.n_sparse, p, seed, EVALUATION_STEPS - 1).dense()
-    z = x @ model.encoder @ model.decoder.T + model.bias
-    turned_on = z + (1 - x) * np.einsum("ij,ij->i", model.decoder, model.encoder)
-    return np.maximum(z, turned_on).max(axis=0) <= 0
-
-# ---------------------------------------------------------------------------- 5. training, compiled
-DENSE_FROM = 1 / 5  # share of active outputs from which dense products win; measured 1/10 … 1/3
-BLOCK = 256         # features whose gradients are made before Adam takes them: they stay in cache
 
 @compiled
 def add_product(rows, table, out):
-    """out += A · table for sparse rows A: out[k] += Σ_e values[e] · table[indices[e]], e in row k.
+    """`out += rows @ table` for a CSR `rows`: out[k] gets the sum of value · table[column].
 
-    All of training's products but the decode have a sparse factor and can be done by this: the
-    hidden vectors x W_inᵀ, their gradients dz W_out, and dzᵀ h and xᵀ dh with A transposed.
+    table: (n_columns, n_dense), out: (rows, n_dense). This loop does all four products that skip
+    zeros; those with dz.T and x.T get the transposed CSR.
     """
-    indptr, indices, values = rows.indptr, rows.indices, rows.values
-    for k in range(len(indptr) - 1):
-        row, entry, end = out[k], indptr[k], indptr[k + 1]
-        while entry + 4 <= end:  # four at a time: out's row is read and written a quarter as often
-            v0, v1, v2, v3 = values[entry], values[entry + 1], values[entry + 2], values[entry + 3]
-            t0, t1 = table[indices[entry]], table[indices[entry + 1]]
-            t2, t3 = table[indices[entry + 2]], table[indices[entry + 3]]
-            for d in range(len(row)):
-                row[d] += v0 * t0[d] + v1 * t1[d] + v2 * t2[d] + v3 * t3[d]
+    for k in range(len(rows.starts) - 1):
+        total = out[k]
+        entry = rows.starts[k]
+        end = rows.starts[k + 1]
+
+        # Four entries at a time, so that `total` is read and written a quarter as often.
+        while entry + 4 <= end:
+            value0 = rows.values[entry]
+            value1 = rows.values[entry + 1]
+            value2 = rows.values[entry + 2]
+            value3 = rows.values[entry + 3]
+            row0 = table[rows.columns[entry]]
+            row1 = table[rows.columns[entry + 1]]
+            row2 = table[rows.columns[entry + 2]]
+            row3 = table[rows.columns[entry + 3]]
+            for d in range(len(total)):
+                first_two = value0 * row0[d] + value1 * row1[d]
+                total[d] += first_two + value2 * row2[d] + value3 * row3[d]
             entry += 4
+
+        # The last three or fewer, one by one.
         while entry < end:
-            value, source = values[entry], table[indices[entry]]
-            for d in range(len(row)):
-                row[d] += value * source[d]
+            value = rows.values[entry]
+            row = table[rows.columns[entry]]
+            for d in range(len(total)):
+                total[d] += value * row[d]
             entry += 1
 
-@compiled
-def residual(z, bias, x, active, losses, d_bias):
-    """From z = h W_outᵀ (rows, n_sparse), in place, to dz = (f(x) − x) [f(x) > 0], f = ReLU(z + b).
 
-    Adds Σ_rows dz to d_bias; writes each row's squared error to losses, and the entries of dz that
-    are not 0 to the sparse rows `active`. The factor 2/(batch n_sparse) of dL/dz waits for Adam.
+@compiled
+def residual(z, bias, x, dz, row_losses, d_bias):
+    """From z = hidden @ decoder.T to the gradient, row by row and in place:
+
+        f = np.maximum(z + bias, 0)
+        row_losses = ((f - x)**2).sum(axis=1)
+        z = (f - x) * (f > 0)              # the gradient dz, but for a factor
+        d_bias += z.sum(axis=0)
+
+    What a row z[k] holds after each loop over its features:
+
+        at first                    z, without the bias
+        after loop 1                f(x), the output
+        after loop 2                f(x) − x where f(x) > 0, else 0: the gradient
+        loops 3 and 4               read it only
+
+    The factor 2/(batch · n_sparse) of the gradient is left to `compiled_adam`. z, (rows, n_sparse),
+    keeps the gradient for dense products; the CSR dz receives its entries that are not 0.
     """
-    n_sparse, entry = z.shape[1], 0
+    n_sparse = z.shape[1]
+    entry = 0
     for k in range(len(z)):
-        output, missed = z[k], np.float32(0)
-        for i in range(n_sparse):  # the row of z becomes f(x); written so that NaN stays NaN
-            before = output[i] + bias[i]
-            output[i] = np.float32(0) if before <= 0 else before
-        for e in range(x.indptr[k], x.indptr[k + 1]):  # where x is on, f(x) becomes the error …
-            i, value = x.indices[e], x.values[e]
-            if output[i] > 0:
-                output[i] -= value
-            else:
-                missed += value * value  # … or, if f(x) is 0, an error without a gradient
-        dz, total = output, missed  # elsewhere x = 0 and f(x) is the error: the row now holds dz
+        row = z[k]
+
+        # Loop 1: the output. Written so that NaN stays NaN.
         for i in range(n_sparse):
-            total += dz[i] * dz[i]
-            d_bias[i] += dz[i]
-        losses[k] = total
-        for i in range(n_sparse):  # always written, kept if dz is not 0: nothing to branch on
-            active.indices[entry] = i
-            entry += dz[i] != 0
-        for e in range(active.indptr[k], entry):
-            active.values[e] = dz[active.indices[e]]
-        active.indptr[k + 1] = entry
+            before = row[i] + bias[i]
+            row[i] = np.float32(0) if before <= 0 else before
+
+        # Loop 2: where x is off, f(x) already is the error f(x) − x. Where x is on, subtract it.
+        # A silent output is an error too, of −x, but one without a gradient: it only adds to the
+        # loss.
+        loss = np.float32(0)
+        for e in range(x.starts[k], x.starts[k + 1]):
+            i = x.columns[e]
+            if row[i] > 0:
+                row[i] -= x.values[e]
+            else:
+                loss += x.values[e] * x.values[e]
+
+        # Loop 3: the sums.
+        for i in range(n_sparse):
+            loss += row[i] * row[i]
+            d_bias[i] += row[i]
+        row_losses[k] = loss
+
+        # Loop 4: list the entries that are not 0. Each column is written to the next free place,
+        # which moves on only if the entry is not 0: an addition costs less than a branch here.
+        for i in range(n_sparse):
+            dz.columns[entry] = i
+            entry += row[i] != 0
+        for e in range(dz.starts[k], entry):
+            dz.values[e] = row[dz.columns[e]]
+        dz.starts[k + 1] = entry
+
 
 @compiled
 def transpose(rows):
-    """The transpose of sparse rows: count each column's entries, then hand out their places."""
-    n_rows, entries = len(rows.indptr) - 1, rows.indptr[-1]
-    indices, values = np.empty(entries, np.int32), np.empty(entries, np.float32)
-    place = np.zeros(rows.columns + 2, np.int64)
+    """`rows.T` for a CSR: count the entries of each column, then hand out their places."""
+    n_rows = len(rows.starts) - 1
+    entries = rows.starts[-1]
+    columns = np.empty(entries, np.int32)
+    values = np.empty(entries, np.float32)
+
+    # Counted two places further on, so that after summing up, place[i + 1] is where the entries
+    # of column i begin. Handing out places moves it to their end, where column i + 1 begins.
+    place = np.zeros(rows.n_columns + 2, np.int64)
     for entry in range(entries):
-        place[rows.indices[entry] + 2] += 1
-    place[:] = np.cumsum(place)  # column i begins at place[i + 1], which now runs on to its end
+        place[rows.columns[entry] + 2] += 1
+    place[:] = np.cumsum(place)
     for k in range(n_rows):
-        for entry in range(rows.indptr[k], rows.indptr[k + 1]):
-            i = rows.indices[entry] + 1
-            indices[place[i]], values[place[i]] = k, rows.values[entry]
+        for entry in range(rows.starts[k], rows.starts[k + 1]):
+            i = rows.columns[entry] + 1
+            columns[place[i]] = k
+            values[place[i]] = rows.values[entry]
             place[i] += 1
-    return Sparse(place[:-1], indices, values, n_rows)
+    return CSR(place[:-1], columns, values, n_rows)
+
 
 @compiled
-def adam(weight, mean, square, gradient, scale, rate, root):
-    """`PlainTrainer.follow` with g = scale · gradient, rate = lr/(1 − β₁ᵗ), root = 1/√(1 − β₂ᵗ)."""
-    beta1, beta2, one = np.float32(BETA1), np.float32(BETA2), np.float32(1)
+def compiled_adam(weight, gradient, mean, square, t, lr, scale):
+    """`adam(weight, scale * gradient, mean, square, t, lr)` for flat float32 arrays."""
+    # Constants in float32, or the loop would compute in float64. Both corrections are factors.
+    beta1 = np.float32(BETA1)
+    beta2 = np.float32(BETA2)
+    one = np.float32(1)
+    rate = np.float32(lr / (1 - BETA1**t))                    # lr m̂ = rate · m
+    inverse_root = np.float32(1 / math.sqrt(1 - BETA2**t))    # √v̂ = √v · inverse_root
     for k in range(len(weight)):
         g = scale * gradient[k]
         mean[k] = beta1 * mean[k] + (one - beta1) * g
         square[k] = beta2 * square[k] + (one - beta2) * g * g
-        weight[k] -= rate * mean[k] / (np.sqrt(square[k]) * root + np.float32(EPSILON))
+        root = np.sqrt(square[k]) * inverse_root
+        weight[k] -= rate * mean[k] / (root + np.float32(EPSILON))
+
 
 class Trainer(PlainTrainer):
-    """PlainTrainer's training in compiled loops, shared by threads.
-    A step has two parts, each split among threads with nothing to merge: by samples, then by
-    features. It differs from plain training by rounding alone, and with the same number of threads
-    it gives the same bits. threads: 1 or more, None for one a core.
+    """PlainTrainer's training in compiled loops, shared by threads. p must be a number.
+
+    It differs from PlainTrainer in two things: `draw_rows` draws other samples of the same law,
+    and sums are rounded in another order. The same seed and threads give the same bits.
+
+    A step has two halves, and in each the threads write to different places:
+
+        _by_samples    thread k has a share of the samples: it draws x, finds the loss and the
+                       gradients dz and d_hidden
+        _by_features   thread k has a share of the features: it sums their gradients over all
+                       samples, and takes Adam's step
+
+    Only the gradient of the bias is merged: in the first half each thread sums its own samples, in
+    the second these sums are added up.
+
+    threads: 1 or more; None for one a core.
     """
+
     SETTINGS = (*PlainTrainer.SETTINGS, "threads")
 
     def __init__(self, n_sparse, n_dense, p, batch=1024, seed=0, init="linear", threads=None):
         super().__init__(n_sparse, n_dense, p, batch, seed, init)
-        n_sparse, n_dense, batch = self.n_sparse, self.n_dense, self.batch
-        threads = require_integer("threads", cores() if threads is None else threads, 1, 1024)
-        self.threads = threads = min(threads, batch, n_sparse)
-        self.pool = ThreadPoolExecutor(threads)
-        self.rows, self.features = ([slice(n * k // threads, n * (k + 1) // threads)
-                                     for k in range(threads)] for n in (batch, n_sparse))
-        self.hidden, self.d_hidden = np.empty((2, batch, n_dense), np.float32)
-        self.dz, self.d_bias = (np.empty((n, n_sparse), np.float32) for n in (batch, threads))
-        self.row_losses = np.empty(batch, np.float32)
-        self.gradient = np.empty((threads, BLOCK, n_dense), np.float32)
+        require(isinstance(self.p, float), "p of a Trainer", p, "a number; PlainTrainer takes more")
+        # No thread should go without a sample or a feature.
+        threads = whole_number("threads", cores() if threads is None else threads, 1, 1024)
+        self.threads = min(threads, self.batch, self.n_sparse)
+
+        self.rows = shares(self.batch, self.threads)         # each thread's samples
+        self.features = shares(self.n_sparse, self.threads)  # each thread's features
+
+        # Shared by all threads: each writes its own rows.
+        self.hidden = np.empty((self.batch, self.n_dense), np.float32)
+        self.d_hidden = np.empty((self.batch, self.n_dense), np.float32)
+        self.z = np.empty((self.batch, self.n_sparse), np.float32)  # then dz: see `residual`
+        self.row_losses = np.empty(self.batch, np.float32)
+
+        # One for each thread: its sum over its samples, and room for the gradients of a block.
+        self.d_bias = np.empty((self.threads, self.n_sparse), np.float32)
+        self.gradient = np.empty((self.threads, BLOCK, self.n_dense), np.float32)
+        # Its sparse matrices, with room for the case that nothing is 0.
         sizes = [rows.stop - rows.start for rows in self.rows]
-        self.x, self.active = ([empty_rows(size, n_sparse) for size in sizes] for _ in range(2))
-        self.x_by_feature, self.active_by_feature = [None] * threads, [None] * threads
-        self.sparse = [None] * threads  # whether few outputs are active, fewer than DENSE_FROM
+        self.x = [empty_csr(size, self.n_sparse) for size in sizes]
+        self.dz = [empty_csr(size, self.n_sparse) for size in sizes]
+        self.x_by_feature = [None] * self.threads    # CSRs (n_sparse, samples): x and dz transposed
+        self.dz_by_feature = [None] * self.threads
+        self.mostly_silent = [None] * self.threads   # whether its dz is treated as a CSR
 
     def step(self, lr):
-        """As PlainTrainer's. Interrupting it leaves the weights half updated."""
-        lr, t = require_positive("lr", lr, 1e30), len(self.losses) + 1
-        rate, root = np.float32(lr / (1 - BETA1**t)), np.float32(1 / math.sqrt(1 - BETA2**t))
-        for task in (self._by_samples, lambda k: self._by_features(k, rate, root)):
-            others = [self.pool.submit(task, k) for k in range(1, self.threads)]
-            task(0)  # on this thread
-            for other in others:
-                other.result()
-        self.losses.append(self.row_losses.sum(dtype=np.float64) / (self.batch * self.n_sparse))
+        """As PlainTrainer's. If it is interrupted, weights may be half updated."""
+        require_rate(lr)
+        # All threads finish the first half before one begins the second.
+        with one_blas_thread():
+            self._share(self._by_samples)
+            self._share(self._by_features, float(lr))
+        total = self.row_losses.sum(dtype=np.float64)
+        self.losses.append(float(total / (self.batch * self.n_sparse)))
         return self.losses[-1]
+
+    def _share(self, half, *arguments):
+        """Run half(k, *arguments) for k = 0 … threads − 1 at once, 0 on the caller's thread."""
+        workers = thread_pool(os.getpid(), self.threads)
+        others = [workers.submit(half, k, *arguments) for k in range(1, self.threads)]
+        half(0, *arguments)
+        for other in others:
+            other.result()
 
     @np.errstate(over="ignore", invalid="ignore")
     def _by_samples(self, k):
-        """Thread k's samples: from drawing x to the gradient of the hidden vectors."""
-        rows, x, active = self.rows[k], self.x[k], self.active[k]
-        hidden, d_hidden, dz = self.hidden[rows], self.d_hidden[rows], self.dz[rows]
+        """For thread k's samples: draw x, then forward, loss and backward to d_hidden."""
+        rows = self.rows[k]
+        x = self.x[k]
+        dz = self.dz[k]
+        z = self.z[rows]
+        hidden = self.hidden[rows]
+        d_hidden = self.d_hidden[rows]
+        encoder, decoder, bias = self.model.parameters
+
+        # x = sample(…)
         draw_rows(np.uint64(self.seed), np.uint64(len(self.losses)), rows.start, self.p, x)
+        # hidden = x @ encoder
         hidden[:] = 0
-        add_product(x, self.weights.encoder, hidden)
-        np.matmul(hidden, self.weights.decoder.T, out=dz)  # still z; the one product that is dense
+        add_product(x, encoder, hidden)
+        # z = hidden @ decoder.T
+        np.matmul(hidden, decoder.T, out=z)
+        # the loss, and the gradient in place of z
         self.d_bias[k] = 0
-        residual(dz, self.weights.bias, x, active, self.row_losses[rows], self.d_bias[k])
-        self.sparse[k] = active.indptr[-2] <= int(DENSE_FROM * dz.size)
-        if self.sparse[k]:
+        residual(z, bias, x, dz, self.row_losses[rows], self.d_bias[k])
+        # d_hidden = dz @ decoder
+        self.mostly_silent[k] = dz.starts[-1] <= SILENT_BELOW * z.size
+        if self.mostly_silent[k]:
             d_hidden[:] = 0
-            add_product(active, self.weights.decoder, d_hidden)
-            self.active_by_feature[k] = transpose(active)
+            add_product(dz, decoder, d_hidden)
+            self.dz_by_feature[k] = transpose(dz)
         else:
-            np.matmul(dz, self.weights.decoder, out=d_hidden)
+            np.matmul(z, decoder, out=d_hidden)
         self.x_by_feature[k] = transpose(x)
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _by_features(self, k, rate, root):
-        """Thread k's features: gradients of encoder, decoder and bias rows, and Adam on each."""
-        scale = np.float32(2 / (self.batch * self.n_sparse))
-
-        def update(name, part, gradient):
-            arrays = (array[part].reshape(-1) for array in getattr(self.state, name))
-            adam(*arrays, gradient.reshape(-1), scale, rate, root)
+    def _by_features(self, k, lr):
+        """For thread k's features, a block at a time: gradients over all samples, and Adam."""
         features = self.features[k]
         for start in range(features.start, features.stop, BLOCK):
-            part = slice(start, min(start + BLOCK, features.stop))
-            gradient = self.gradient[k, :part.stop - part.start]
-            for name, columns, table in (("decoder", self.active_by_feature, self.hidden),
-                                         ("encoder", self.x_by_feature, self.d_hidden)):
-                if name == "decoder" and not all(self.sparse):
-                    np.matmul(self.dz[:, part].T, table, out=gradient)
-                else:
-                    gradient[:] = 0
-                    for rows, (indptr, *entries) in zip(self.rows, columns):
-                        own = Sparse(indptr[part.start:part.stop + 1], *entries)
-                        add_product(own, table[rows], gradient)
-                update(name, part, gradient)
-        update("bias", features, self.d_bias[:, features].sum(axis=0))
+            block = slice(start, min(start + BLOCK, features.stop))
+            gradient = self.gradient[k, :block.stop - block.start]
+
+            # d_decoder = dz.T @ hidden
+            if all(self.mostly_silent):
+                gradient[:] = 0
+                for rows, dz in zip(self.rows, self.dz_by_feature):
+                    add_product(dz.rows(block), self.hidden[rows], gradient)
+            else:
+                np.matmul(self.z[:, block].T, self.hidden, out=gradient)
+            self._adam("decoder", block, gradient, lr)
+
+            # d_encoder = x.T @ d_hidden
+            gradient[:] = 0
+            for rows, x in zip(self.rows, self.x_by_feature):
+                add_product(x.rows(block), self.d_hidden[rows], gradient)
+            self._adam("encoder", block, gradient, lr)
+
+        # d_bias = dz.sum(axis=0), of which each thread has summed its own samples
+        self._adam("bias", features, self.d_bias[:, features].sum(axis=0), lr)
+
+    def _adam(self, name, part, gradient, lr):
+        """Adam's step for some features' rows of one array, "encoder", "decoder" or "bias"."""
+        weight = getattr(self.model, name)[part]
+        mean = getattr(self.means, name)[part]
+        square = getattr(self.squares, name)[part]
+        flat = [array.reshape(-1) for array in (weight, gradient, mean, square)]
+        scale = np.float32(2 / (self.batch * self.n_sparse))  # the factor that `residual` left out
+        compiled_adam(*flat, len(self.losses) + 1, lr, scale)
+
+
+def shares(n, parts):
+    """0 … n − 1 cut into slices of nearly equal length."""
+    return [slice(n * k // parts, n * (k + 1) // parts) for k in range(parts)]
+
 
 def cores():
     """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
-# ------------------------------------------------------------------------------ 6. files and checks
+
+@functools.lru_cache
+def thread_pool(process, threads):
+    """The threads of a process. A forked child has none of its parent's, so it gets a pool of its
+    own; and as a trainer holds none, it can be copied and pickled."""
+    return ThreadPoolExecutor(threads)
+
+
+@functools.lru_cache
+def openblas_functions():
+    """(get, set): the thread count of the OpenBLAS in NumPy's wheels; None if there is none."""
+    for folder in (np.__path__[0] + ".libs", os.path.join(np.__path__[0], ".dylibs")):
+        for path in glob.glob(os.path.join(glob.escape(folder), "*openblas*")):
+            library = ctypes.CDLL(path)  # NumPy has it loaded: this only finds it
+            for name in ("scipy_openblas_{}_num_threads64_", "scipy_openblas_{}_num_threads"):
+                if hasattr(library, name.format("get")):
+                    return library[name.format("get")], library[name.format("set")]
+    return None
+
+
+@contextmanager
+def one_blas_thread():
+    """Hold BLAS, which multiplies NumPy's matrices, to one thread for a while.
+
+    Its own threads would spin while they wait for work, and slow ours down two to twenty times.
+    """
+    if openblas_functions() is None:
+        yield
+        return
+    # Give back what was there, even if the step fails.
+    get_threads, set_threads = openblas_functions()
+    before = get_threads()
+    set_threads(1)
+    try:
+        yield
+    finally:
+        set_threads(before)
+
+
+# -------------------------------------------------------------------------- 6. Files and checks
+
 @contextmanager
 def replacing(path):
     """A binary file that takes the place of `path` once it is whole; OSError names `path`."""
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"  # nobody else's, even on a shared disk
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with open(temporary, "wb") as file:
             yield file
         os.replace(temporary, path)
     except OSError as mistake:
-        raise OSError(f"{path} could not be written: {mistake.strerror or mistake}") from None
+        reason = mistake.strerror or mistake
+        raise OSError(f"{path} could not be written: {reason}") from None
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
 
-def save_npz(path, kind, notes, **arrays):
-    """Write arrays, and notes as "note_…", as .npz under exactly `path`, whole or not at all."""
-    arrays |= {"note_" + name: value for name, value in notes.items()}
-    plain = all(np.asarray(array).dtype.kind in "fiubU" for array in arrays.values())
-    require(plain, f"notes for {path}", notes, "numbers or strings")
+
+def save_npz(path, kind, **arrays):
+    """Write arrays, numbers and strings as .npz under exactly `path`, whole or not at all."""
     with replacing(path) as file:
         np.savez(file, kind=kind, **arrays)
 
+
 def load_npz(path, kind, names):
-    """The arrays that `save_npz` wrote to `path`, by name. Never unpickles: no file can run code.
+    """The arrays that `save_npz` wrote to `path`, {name: array}. No file can run code.
 
     OSError if there is no such file; ValueError if it is damaged, of another kind or lacks `names`.
     """
@@ -473,47 +825,44 @@ def load_npz(path, kind, names):
             data = dict(archive)
     except OSError:
         raise
-    except Exception as mistake:  # zipfile and NumPy have many ways to say that bytes are wrong
-        raise ValueError(f"{path} is damaged or no .npz file: {mistake}") from None
-    found = str(data.get("kind", "unknown")), sorted({*names} - {*data})
-    require(found == (kind, []), f"{path}: kind of file and missing arrays", found, (kind, []))
+    except Exception:  # zipfile and NumPy have many ways to say that bytes are wrong
+        raise ValueError(f"{path} is damaged, or no file that this program wrote") from None
+    whole = str(data.get("kind")) == kind and {*names} <= {*data}
+    require(whole, f"what {path} holds", sorted(data), f"a whole {kind}: {', '.join(names)}")
     return data
+
 
 def require(condition, name, value, allowed):
     """Raise the ValueError for a mistaken argument: its name, its value and what is allowed."""
     if not condition:
-        value = value.item() if isinstance(value, np.generic) else value
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
-def require_integer(name, value, low, high=2**31 - 1):
-    """`value` as Python's int, which can't overflow; ValueError unless whole and in low … high."""
+
+def whole_number(name, value, low, high=2**32 - 1):
+    """`value` as an int; ValueError unless it is a whole number in low … high."""
     whole = isinstance(value, Integral) and low <= value <= high
     require(whole, name, value, f"a whole number in {low} … {high}")
     return int(value)
 
-def require_positive(name, value, most):
-    """`value` as a float; ValueError unless it is a number in (0, most]."""
-    fine = isinstance(value, Real) and 0 < value <= most
-    require(fine, name, value, f"a number in (0, {most:g}]")
-    return float(value)
 
-def require_batch(x, n_sparse):
-    """`x` as an array; ValueError unless it is real numbers (batch, n_sparse), batch 1 or more."""
+def probability(p, n_sparse):
+    """p as a float, or as an array (n_sparse,) float64; ValueError unless all are in (0, 1]."""
+    array = np.asarray(p)
+    fits = array.dtype.kind in "fiu" and array.shape in ((), (n_sparse,))
+    inside = fits and np.all((0 < array) & (array <= 1))
+    require(inside, "p", p, f"a number in (0, 1], or an array ({n_sparse},) of such numbers")
+    return array.astype(np.float64) if array.ndim else float(array)
+
+
+def require_rate(lr):
+    """ValueError unless a learning rate is a positive number that Adam's float32 can hold."""
+    require(isinstance(lr, Real) and 0 < lr < 1e30, "lr", lr, "a number above 0 and below 1e30")
+
+
+def batch_of_samples(x, n_sparse):
+    """x as an array; ValueError unless it is numbers of shape (batch, n_sparse), batch ≥ 1."""
     x = np.asarray(x)
-    real = x.dtype.kind in "fiub" and x.ndim == 2 and len(x) > 0 and x.shape[1] == n_sparse
-    require(real, "x", (x.dtype.name, x.shape), f"real numbers (batch, {n_sparse}), batch ≥ 1")
+    right = x.dtype.kind in "fiub" and x.ndim == 2 and len(x) > 0 and x.shape[1] == n_sparse
+    found = f"{x.dtype.name} {x.shape}"
+    require(right, "x", found, f"numbers of shape (batch, {n_sparse}), batch ≥ 1")
     return x
-
-def require_memory(what, n_bytes):
-    """ValueError that says how large `what` is, unless `n_bytes` fit into this machine's memory."""
-    if hasattr(os, "sysconf"):  # where it is missing (Windows) NumPy's own MemoryError has to do
-        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        require(n_bytes <= most, f"memory for {what}", f"{n_bytes / 2**30:.1f} GiB",
-                f"at most this machine's {most / 2**30:.1f} GiB")
-
-# BLAS would start threads of its own, which spin while ours wait for the core. This holds the
-# OpenBLAS of NumPy's wheels to one, whatever was imported first; other BLAS are left as they are.
-for _folder in (np.__path__[0] + ".libs", os.path.join(np.__path__[0], ".dylibs")):
-    for _blas in map(ctypes.CDLL, glob.glob(os.path.join(_folder, "*openblas*"))):
-        for _name in ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads"):
-            getattr(_blas, _name, lambda threads: None)(1)

@@ -1,182 +1,397 @@
-"""The analytic loss: what a symmetric autoencoder reaches, without training or sampling anything.
+"""The analytic loss: what a symmetric autoencoder reaches, found without training or sampling.
 
-Row i of the pre-activation is W_ii x_i + ν_i + b_i, with the interference ν_i = Σ_{j≠i} W_ij x_j.
-x_i is left out of ν_i, so the two are independent, and the loss of feature i depends on W only
-through W_ii and the law of ν_i. If many W_ij of similar size contribute, ν_i is nearly Gaussian,
-and then three numbers decide:
+Output i of the autoencoder is ReLU(W_ii x_i + ν_i + b_i). The second term is the *interference*
 
-    a = W_ii,     σ² = Var(x) Σ_{j≠i} W_ij²,     b = b_i + μ_i  with  μ_i = (p/2) Σ_{j≠i} W_ij.
+    ν_i = Σ_{j≠i} W_ij x_j,
 
-μ_i is the mean of ν_i, a constant like the bias b_i: only their sum, the effective bias b, matters.
-If the three are the same for all i, they decide the loss of the whole model.
+what the other features leak into output i. x_i itself is left out of it, so x_i and ν_i are
+independent, and the loss of feature i depends on W only through W_ii and the law of ν_i.
 
-1. the loss of given a, b, σ      `relu_moments`, `symmetric_loss`
-2. its minimum at ratio r         `optimum`
-3. what to compare it with        `linear_loss`, `bayes_loss`, `oracle_loss`
-4. its limit at high sparsity     `critical_ratio`, `scaling_loss`
-5. the same numbers of a given W  `feature_statistics`, `macroscopics`
-6. the tools                      normal distribution, quadrature, one-dimensional search, checks
+If many W_ij of similar size contribute, ν_i is nearly Gaussian. A Gaussian has a mean and a
+deviation and nothing else, so three numbers are left of the whole row:
 
-Losses are per feature, E ‖x − f(x)‖² / n_sparse. r is n_dense/n_sparse and p the probability that
-a feature is on; functions of p and r raise ValueError outside (0, 1]. Everything is float64; losses
-are exact to about 1e-16 p. Source: arXiv:2410.12101, derived anew. Imports none of the others.
+    a = W_ii        σ² = Var(ν_i) = Var(x) Σ_{j≠i} W_ij²        b = b_i + μ_i,  μ_i = E ν_i
+
+The mean μ_i = (p/2) Σ_{j≠i} W_ij is a constant, and so is the bias b_i. The output sees only their
+sum, the *effective bias* b. If all features have the same a, b and σ, W is called symmetric, and
+the loss of one feature is the loss of the model.
+
+1. The numbers of a given W      `feature_statistics`, `macroscopics`
+2. The loss of given a, b, σ     `symmetric_loss`, in closed form
+3. Its minimum at ratio r        `optimum`: here the rank of W enters
+4. Dropping features             `tangent_ratio`, `kept_fraction`, `dropping_loss`
+5. What to compare it with       `linear_loss`, `bayes_loss`, `oracle_loss`
+6. The limit of high sparsity    `critical_ratio`, `scaling_loss`
+7. Tools                         normal distribution, quadrature, search, checks
+
+Two things are easily overlooked. The optimum is the least loss among W with *Gaussian*
+interference; a network whose interference is not Gaussian can be better, and trained ones are. And
+it is not reached by one matrix but by a family: every scaled projector with equal diagonal has the
+same a and σ. The Persian rug is one member and a random projector another. A trained W is a third:
+still a projector, but with a few strongly negative entries in each row. Three numbers cannot see
+those, and ReLU hides what they do.
+
+Losses are per feature, E ‖x − f(x)‖² / n_sparse. r = n_dense/n_sparse, and p is the probability
+that a feature is on. Functions of r and p raise ValueError outside (0, 1] and compute in float64.
+Losses are exact to about 1e-16 p. Source: arXiv:2410.12101, derived anew; this file imports none of
+the others.
 """
+import functools
 import math
+from collections import namedtuple
 from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 
+
+def of_ratio_and_p(function):
+    """Let a function of r and p get them as floats, checked by `fraction`."""
+    @functools.wraps(function)
+    def checked(r, p):
+        return function(fraction("r", r), fraction("p", p))
+    return checked
+
+
 def variance(p):
     """Var x = p/3 − p²/4 of a feature x = c u, c ~ Bernoulli(p), u ~ Uniform[0, 1].
 
-    rug.draw_rows draws this law of x; here its moments are in every integral over u.
+    This is also the loss of a model that answers every feature with its mean, p/2.
     """
-    require_fractions(p=p)
+    p = fraction("p", p)
     return p / 3 - p**2 / 4
 
-# ---------------------------------------------------------------- 1. the loss of given a, b, sigma
+
+# ---------------------------------------------------------------- 1. The numbers of a given W
+
+class FeatureStatistics(NamedTuple):
+    """Numbers of each feature i, arrays (n_sparse,); sums are over j ≠ i."""
+
+    a: np.ndarray               # W_ii
+    bias: np.ndarray            # b_i
+    effective_bias: np.ndarray  # b_i + (p/2) Σ W_ij
+    sigma: np.ndarray           # deviation of ν_i, √(Var(x) Σ W_ij²)
+    lyapunov: np.ndarray        # Λ_i = Σ |W_ij|³ / (Σ W_ij²)^{3/2}
+    skewness: np.ndarray        # of the entries W_ij of row i
+    nu_skewness: np.ndarray     # of ν_i, E (ν_i − μ_i)³ / σ_i³
+
+
+class Spread(NamedTuple):
+    """A mean over features, and the standard deviation between features."""
+
+    mean: float
+    spread: float
+
+
+# The FeatureStatistics of a whole model: a Spread of each.
+Macroscopics = namedtuple("Macroscopics", FeatureStatistics._fields)
+
+BLOCK_ENTRIES = 2**22  # entries of W that are in memory at once
+
+
+def feature_statistics(model, p):
+    """The FeatureStatistics of a model with `.encoder`, `.decoder` and `.bias`.
+
+    How Gaussian is ν? If k features interfere equally strongly, Λ = 1/√k. By Lyapunov's theorem ν
+    is nearly Gaussian if Λ E|x − E x|³ / (Var x)^{3/2}, about Λ/√p, is small: many features must
+    interfere, and many of those must be on at a time.
+
+    Which way does it lean? The third cumulant of a sum is the sum of the third cumulants, so
+    E (ν_i − μ_i)³ = κ₃(x) Σ W_ij³, where κ₃(x) = E (x − E x)³ = (p/4)(1 − p)².
+
+    Λ and the skewnesses are 0 where nothing interferes. Raises ValueError for p outside (0, 1] and
+    for a model without these arrays.
+    """
+    p = fraction("p", p)
+    encoder, decoder, bias = (reals("model", array) for array in weights_of(model))
+    n_sparse = len(bias)
+    a = np.einsum("ij,ij->i", decoder, encoder)
+
+    # Sums over j ≠ i of W_ij, its square, its cube and its absolute cube, some rows at a time.
+    total, squares, cubes, sizes = np.empty((4, n_sparse))
+    block = max(1, BLOCK_ENTRIES // n_sparse)
+    for start in range(0, n_sparse, block):
+        rows = slice(start, min(start + block, n_sparse))
+        w = decoder[rows] @ encoder.T  # (rows, n_sparse)
+        np.fill_diagonal(w[:, rows], 0)
+        total[rows] = w.sum(axis=1)
+        squares[rows] = (w**2).sum(axis=1)
+        cubes[rows] = (w**3).sum(axis=1)
+        sizes[rows] = (np.abs(w)**3).sum(axis=1)
+
+    # Moments of the entries of a row around their mean, from those around 0.
+    others = max(n_sparse - 1, 1)
+    mean = total / others
+    second = squares / others - mean**2
+    third = cubes / others - 3 * mean * squares / others + 2 * mean**3
+    differ = second > 1e-12 * squares / others  # else all entries are equal, up to rounding
+    skewness = np.where(differ, third, 0) / np.where(differ, second, 1)**1.5
+
+    some = np.maximum(squares, 1e-200)  # where nothing interferes, 0/some is 0
+    third_cumulant = p / 4 * (1 - p)**2 * cubes
+    return FeatureStatistics(
+        a=a,
+        bias=bias,
+        effective_bias=bias + p / 2 * total,
+        sigma=np.sqrt(variance(p) * squares),
+        lyapunov=sizes / some**1.5,
+        skewness=skewness,
+        nu_skewness=third_cumulant / (variance(p) * some)**1.5)
+
+
+def macroscopics(model, p):
+    """The Macroscopics of a model: the mean of its W_ii is `.a.mean`."""
+    numbers = feature_statistics(model, p)
+    return Macroscopics(*(Spread(float(x.mean()), float(x.std())) for x in numbers))
+
+
+# --------------------------------------------------------------- 2. The loss of given a, b, sigma
+
 def moments(mean, std):
-    """R_k = E ReLU(mean + std z)^k for k = 0 … 3 and z ~ N(0, 1), elementwise; R_k' = k R_{k−1}."""
+    """R_0 … R_3 of ReLU(y), y Gaussian: R_k = E y^k [y > 0]. Elementwise; std may be 0.
+
+    With h = mean/std, Φ the normal distribution and φ its density,
+
+        R_0 = Φ(h)
+        R_1 = mean R_0 + std φ(h)
+        R_2 = mean R_1 + std² R_0
+        R_3 = mean R_2 + 2 std² R_1
+
+    The last two follow by parts, from y = mean + std z and φ' = −z φ. Their use: the derivative of
+    R_k by the mean is k R_{k−1}, so that integrals over the mean are again such moments.
+    """
     h = mean / np.maximum(std, 1e-100)
-    cdf, density, square = normal_cdf(h), std * normal_density(h), std * std
-    return (cdf,
-            mean * cdf + density,
-            (mean**2 + square) * cdf + mean * density,
-            (mean**3 + 3 * mean * square) * cdf + (mean**2 + 2 * square) * density)
+    zeroth = normal_cdf(h)
+    first = mean * zeroth + std * normal_density(h)
+    second = mean * first + std**2 * zeroth
+    third = mean * second + 2 * std**2 * first
+    return zeroth, first, second, third
+
 
 def relu_moments(mean, std):
-    """First and second moment of ReLU(y) for Gaussian y, elementwise: with h = mean/std,
+    """E ReLU(y) and E ReLU(y)² for Gaussian y, elementwise; std = 0 means y = mean.
 
-        E ReLU(y) = mean Φ(h) + std φ(h),
-        E ReLU(y)² = (mean² + std²) Φ(h) + mean std φ(h).
-
-    std = 0 means y = mean. Raises ValueError for a negative std or numbers that are not finite.
+    Raises ValueError for a negative std and for numbers that are not finite.
     """
-    _, first, second, _ = moments(as_floats("mean", mean), as_floats("std", std, 0))
-    return (first, second) if np.ndim(first) else (float(first), float(second))
+    _, first, second, _ = moments(reals("mean", mean), reals("std", std, 0))
+    return first[()], second[()]
+
 
 def symmetric_loss(a, b, sigma, p):
-    """The loss of a feature with diagonal a, effective bias b and interference of deviation sigma:
+    """The loss of a feature with diagonal a, effective bias b, interference of deviation sigma:
 
-        L = (1 − p) E ReLU(b + σz)² + p ∫₀¹ E (u − ReLU(a u + b + σz))² du,      z ~ N(0, 1).
+        L = (1 − p) E ReLU(b + σz)² + p ∫₀¹ E (u − ReLU(au + b + σz))² du,      z ~ N(0, 1).
 
-    Raises ValueError if p is outside (0, 1], sigma negative, or a number not single and finite.
+    The first term is a feature that is off and answered all the same, the second one that is on
+    with value u. Expanding the squares leaves the three terms of `overlap_and_powers`:
+
+        L = p/3 + (1 − p) R_2(b) + p ∫ R_2(au + b) du − 2p ∫ u R_1(au + b) du.
+
+    Elementwise. Raises ValueError for p outside (0, 1], a negative sigma or numbers not finite.
     """
-    require_fractions(p=p)
-    numbers = as_floats("a", a), as_floats("b", b), as_floats("sigma", sigma, 0)
-    for name, number in zip(("a", "b", "sigma"), numbers):
-        if number.ndim:
-            raise ValueError(f"{name} must be a single number, got shape {number.shape}")
-    a, b, sigma = map(float, numbers)
+    p = fraction("p", p)
+    a, b, sigma = np.broadcast_arrays(reals("a", a), reals("b", b), reals("sigma", sigma, 0))
+    overlap, power_on, power_off = overlap_and_powers(a, b, sigma)
+    return p / 3 + (1 - p) * power_off + p * power_on - 2 * p * overlap
 
-    def when_on(u):
-        first, second = relu_moments(a * u + b, sigma)
-        return u**2 - 2 * u * first + second
 
-    # The integrand bends only where a u + b is within a few σ of 0; intervals of one σ resolve it.
-    bend = (sigma * np.arange(-9, 10) - b) / a if a else np.empty(0)
-    edges = np.clip(np.concatenate([bend, [0, 1]]), 0, 1)
-    return (1 - p) * relu_moments(b, sigma)[1] + p * integrate(when_on, edges)
+def overlap_and_powers(a, b, sigma):
+    """∫₀¹ u R_1(au + b) du, ∫₀¹ R_2(au + b) du and R_2(b), for arrays of one shape.
 
-# ----------------------------------------------------------------------- 2. its minimum at ratio r
+    The overlap of the output with the signal, and the power of the output if the feature is on and
+    if it is off. As R_k' = k R_{k−1}, the second is a difference, and the first follows by parts:
+
+        ∫ R_2(au + b) du = [R_3(a + b) − R_3(b)] / 3a
+        ∫ u R_1(au + b) du = [R_2(a + b) − ∫ R_2(au + b) du] / 2a
+
+    These differences have no digits if a is small beside b or σ. But then R_k(au + b) does not
+    bend within [0, 1], or hardly, and 20 nodes of Gauss and Legendre integrate it to all digits.
+    """
+    _, _, second_on, third_on = moments(a + b, sigma)
+    _, _, power_off, third_off = moments(b, sigma)
+    no_bend = (np.abs(a) <= 2 * sigma) | (np.abs(b) > np.abs(a) + 10 * sigma)
+    divisor = np.where(no_bend, 1, a)
+    power_on = np.asarray((third_on - third_off) / (3 * divisor))
+    overlap = np.asarray((second_on - power_on) / (2 * divisor))
+
+    if no_bend.any():
+        nodes, weights = np.polynomial.legendre.leggauss(20)
+        u = (1 + nodes) / 2
+        mean = a[no_bend, None] * u + b[no_bend, None]  # (places, 20)
+        _, first, second, _ = moments(mean, sigma[no_bend, None])
+        power_on[no_bend] = second @ weights / 2
+        overlap[no_bend] = (u * first) @ weights / 2
+    return overlap, power_on, power_off
+
+
+# ---------------------------------------------------------------------- 3. Its minimum at ratio r
+
 class Optimum(NamedTuple):
-    """The best symmetric model: its loss, diagonal a, effective bias b, and deviation σ of ν."""
+    """The least loss with Gaussian interference, and where: diagonal a, effective bias b, σ."""
+
     loss: float
     a: float
     b: float
     sigma: float
 
-def noise_per_signal(r, p):
-    """s = σ/a at its least: s² = (1/r − 1) Var x. Here the rank of W enters.
 
-    A diagonal of a everywhere makes the trace n_sparse a. With Q the projector on the n_dense
-    directions that W sees, tr W = tr W Q ≤ ‖W‖ ‖Q‖ = ‖W‖ √n_dense (Cauchy–Schwarz), so that
-    ‖W‖² ≥ n_sparse a²/r, with equality for a scaled projector W = (a/r) P. Of it n_sparse a² is the
-    diagonal's; the rest interferes, and L* falls with it.
+LARGE_NOISE = 10      # s from which nothing is clipped, and the linear model is the best
+GRID = 400            # points of the search for t: they tell its local maxima apart
+ROUNDS = 4            # each round's grid is 200 times finer than the one before
+MARGIN_BELOW = 10     # t/s is searched from twice its linear value less this
+MARGIN_ABOVE = 8      # to where noise is as rare as signals, plus this
+
+
+@of_ratio_and_p
+def noise_per_signal(r, p):
+    """s = σ/a at its least: s² = (1/r − 1) Var x. This is where the rank of W enters.
+
+    A diagonal of a makes the trace n_sparse a. W has rank n_dense = r n_sparse; with Q the
+    projector on what W sees, tr W = tr WQ ≤ ‖W‖ ‖Q‖ = ‖W‖ √n_dense (Cauchy and Schwarz, Frobenius
+    norms). So ‖W‖² ≥ n_sparse a²/r, with equality if W is the scaled projector (a/r) Q. Of that sum
+    of squares the diagonal has n_sparse a². The rest, a² (1/r − 1) a row, interferes.
     """
-    require_fractions(p=p, r=r)
     return math.sqrt((1 / r - 1) * variance(p))
 
-def optimum(r, p):
-    """The Optimum of `symmetric_loss` over a and b, with the least interference that r allows.
 
-    Write b = −a t and σ = a s. The output a ReLU(x + s z − t) is linear in a, so the loss is
+def signal_and_power(t, s, p):
+    """A(t) = E[x ReLU(x + s z − t)] and B(t) = E ReLU(x + s z − t)², for an array of t."""
+    overlap, power_on, power_off = overlap_and_powers(np.ones_like(t), -t, np.full_like(t, s))
+    return p * overlap, (1 - p) * power_off + p * power_on
+
+
+@of_ratio_and_p
+def optimum(r, p):
+    """The Optimum of `symmetric_loss` over a and b, with the least σ = a s that r allows.
+
+    Write b = −a t: this measures the bias in units of the signal, and makes it a threshold t. Then
+    the output is a ReLU(x + s z − t), linear in a, so the loss is a parabola in a,
+
         L = p/3 − 2 a A(t) + a² B(t),
-        A = p E[u ReLU(u + s z − t)],      B = E ReLU(x + s z − t)².
-    Hence a = A/B and L = p/3 − A²/B, and only t is left to search. With R_k(m) = E ReLU(m + s z)^k,
-    R_k' = k R_{k−1} gives both integrals over u in closed form:
-        A = p { R₂(1−t)/2 − [R₃(1−t) − R₃(−t)]/6 },
-        B = (1 − p) R₂(−t) + (p/3) [R₃(1−t) − R₃(−t)].
-    r = 1 gives loss 0.
+
+    least at a = A/B, where L = p/3 − A²/B. Only t is left to search. r = 1 gives loss 0.
     """
     s = noise_per_signal(r, p)
-    if s == 0 or s > 10:  # in so much noise the linear answer is best, and A below has no digits
+    if s == 0 or s > LARGE_NOISE:
         return Optimum(linear_loss(r, p), r, p / 2 * (1 - r), r * s)
 
-    def signal_and_power(t):
-        _, _, second_on, third_on = moments(1 - t, s)
-        _, _, second_off, third_off = moments(-t, s)
-        rise = third_on - third_off
-        return p * (second_on / 2 - rise / 6), (1 - p) * second_off + p / 3 * rise
-
     def removed(v):
-        signal, power = signal_and_power(s * np.sinh(v))
+        signal, power = signal_and_power(s * np.sinh(v), s, p)
         return signal**2 / power
 
-    # t/s = sinh v runs from well below the value that an unclipped, linear model takes to well
-    # above √(2 ln 1/p), where noise exceeds the threshold more rarely than features are on.
-    linear, rare = -p / 2 * (1 / r - 1) / s, math.sqrt(-2 * math.log(p))
-    low, high = math.asinh(2 * linear - 10), math.asinh(rare + 8)
-    t = s * math.sinh(maximise(removed, low, high, points=400, rounds=4))
-    signal, power = (float(value) for value in signal_and_power(t))
-    a = signal / power
-    return Optimum(max(p / 3 - signal * a, 0.0), a, -a * t, a * s)
+    # The best t/s lies between the linear model's, whose ReLU clips nothing, and √(2 ln 1/p), where
+    # noise exceeds the threshold as rarely as features are on. Searching t/s = sinh v covers both
+    # small and large values.
+    linear = -p / 2 * (1 / r - 1) / s
+    rare = math.sqrt(-2 * math.log(p))
+    low = math.asinh(2 * linear - MARGIN_BELOW)
+    high = math.asinh(rare + MARGIN_ABOVE)
+    t = s * math.sinh(maximise(removed, low, high, GRID, ROUNDS))
 
-# ---------------------------------------------------------------------- 3. what to compare it with
+    signal, power = (float(value) for value in signal_and_power(np.array(t), s, p))
+    a = signal / power
+    loss = max(p / 3 - signal * a, 0.0)
+    return Optimum(loss, a, -a * t, a * s)
+
+
+# -------------------------------------------------------------------------- 4. Dropping features
+
+def tangent_ratio(p):
+    """r*, the ratio below which dropping some features beats treating all alike.
+
+    A dropped feature is answered by its mean and costs Var x. If a fraction q is kept, at ratio
+    r/q, the loss is q L*(r/q) + (1 − q) Var x, with L* the loss of `optimum`: a point on the
+    straight line from (0, Var x) to (r/q, L*). The best such line touches the curve L*, at the r*
+    where (Var x − L*(r))/r is largest. As p → 0, r* → 1.95 r_c (`critical_ratio`).
+    """
+    return _tangent_ratio(fraction("p", p))
+
+
+@functools.lru_cache
+def _tangent_ratio(p):
+    def gain_per_ratio(log_ratios):
+        ratios = np.minimum(np.exp(log_ratios), 1)
+        return np.array([(variance(p) - optimum(r, p).loss) / r for r in ratios])
+
+    lowest = max(p / 30, 2e-100)
+    return math.exp(maximise(gain_per_ratio, math.log(lowest), 0.0, points=40, rounds=4))
+
+
+@of_ratio_and_p
+def kept_fraction(r, p):
+    """The fraction of features that is best to keep: r/r*, at most 1."""
+    return min(1.0, r / tangent_ratio(p))
+
+
+@of_ratio_and_p
+def dropping_loss(r, p):
+    """The loss if `kept_fraction` of the features are kept: at most `optimum`'s."""
+    kept = kept_fraction(r, p)
+    loss = optimum(min(r / kept, 1.0), p).loss
+    return kept * loss + (1 - kept) * variance(p)
+
+
+# ------------------------------------------------------------------- 5. What to compare it with
+
+NO_DIGITS = 1e6  # s beyond which a signal of size 1 is lost in the rounding of y/s
+
+
+@of_ratio_and_p
 def linear_loss(r, p):
-    """The best linear model with a bias: it loses all but r n_sparse directions, Var(x) (1 − r)."""
-    require_fractions(p=p, r=r)
+    """The best linear model with a bias: it loses all directions but r n_sparse, Var x (1 − r)."""
     return variance(p) * (1 - r)
 
+
 def posterior_mass(y, s):
-    """f₁(y), the density of y = u + s z, and m₁(y) = E[u | y] f₁(y); y is an array."""
-    below = normal_cdf(y / s) - normal_cdf((y - 1) / s)
-    above = normal_cdf((1 - y) / s) - normal_cdf(-y / s)  # the same, and exact where both Φ near 1
-    f1 = np.where(y < 0.5, below, above)
-    return f1, y * f1 + s * (normal_density(y / s) - normal_density((y - 1) / s))
+    """For y = u + s z, an array: its density f₁(y), and m₁(y) = E[u | y] f₁(y)."""
+    from_left = normal_cdf(y / s) - normal_cdf((y - 1) / s)
+    from_right = normal_cdf((1 - y) / s) - normal_cdf(-y / s)  # has digits where both Φ are near 1
+    f1 = np.where(y < 0.5, from_left, from_right)
+    m1 = y * f1 + s * (normal_density(y / s) - normal_density((y - 1) / s))
+    return f1, m1
+
 
 def integrate_over_signal(f, s, p):
-    """∫ f(y) dy over all y = c u + s z, in intervals of s around 0 and 1, where integrands bend."""
+    """∫ f(y) dy over all y = c u + s z, in intervals of s around 0 and 1, where f bends."""
     reach = 10 + math.ceil(math.sqrt(-2 * math.log(p)))
     steps = s * np.arange(-reach, reach + 1)
     return integrate(f, np.concatenate([steps, 1 + steps]))
 
-def bayes_loss(r, p):
-    """The best that any elementwise activation can do on the pre-activation y = c u + s z.
 
-    That is to answer the posterior mean: L = p/3 − ∫ (p m₁)² / ((1−p) f₀ + p f₁) dy, with the
-    densities f₀ of y given c = 0 and f₁ given c = 1, and m₁ = E[u | y, c = 1] f₁.
+@of_ratio_and_p
+def bayes_loss(r, p):
+    """The best that any activation function can do on the optimum's pre-activation y = c u + s z.
+
+    It answers the posterior mean E[x | y]. With f₀ the density of y if the feature is off, f₁ if it
+    is on, and m₁ = E[u | y, on] f₁,
+
+        L = p/3 − E (E[x | y])² = p/3 − ∫ (p m₁)² / ((1 − p) f₀ + p f₁) dy.
     """
     s = noise_per_signal(r, p)
-    if s == 0 or s > 1e6:  # in so much noise the best answer is linear, and f₁ has no digits left
+    if s == 0 or s > NO_DIGITS:  # in so much noise the best answer is linear
         return linear_loss(r, p)
 
     def removed(y):
         f1, m1 = posterior_mass(y, s)
-        return (p * m1)**2 / np.maximum((1 - p) * normal_density(y / s) / s + p * f1, 1e-300)
+        f0 = normal_density(y / s) / s
+        return (p * m1)**2 / np.maximum((1 - p) * f0 + p * f1, 1e-300)
 
     return p / 3 - integrate_over_signal(removed, s, p)
 
-def oracle_loss(r, p):
-    """The oracle filter: the best function of y_i and of whether feature i is on, as if told.
 
-    L = p/3 − p ∫ m₁²/f₁ dy, with m₁ and f₁ as in `bayes_loss`. A bound for gates, thresholds and
-    top-k choices that are followed by a function of y_i alone; none of them attains it.
+@of_ratio_and_p
+def oracle_loss(r, p):
+    """The oracle filter: the best function of y_i, if told whether feature i is on.
+
+    L = p/3 − p ∫ m₁²/f₁ dy, with f₁ and m₁ as in `bayes_loss`. Every decoder that first selects
+    features (gates, thresholds, top-k) and then looks at y_i loses at least this much. None of them
+    is told, so none gets there.
     """
     s = noise_per_signal(r, p)
-    if s == 0 or s > 1e6:  # in so much noise only the mean of u is known, and f₁ has no digits left
-        return p / 12 if s else 0.0
+    if s == 0:
+        return 0.0
+    if s > NO_DIGITS:  # all that is known is that the feature is on: answer 1/2, lose Var u
+        return p / 12
 
     def removed(y):
         f1, m1 = posterior_mass(y, s)
@@ -184,120 +399,100 @@ def oracle_loss(r, p):
 
     return p / 3 - p * integrate_over_signal(removed, s, p)
 
-# -------------------------------------------------------------------- 4. its limit at high sparsity
+
+# ---------------------------------------------------------------- 6. The limit of high sparsity
+
 def critical_ratio(p):
     """r_c = (2/3) p ln(1/p): as p → 0, a symmetric model with r < r_c removes no variance."""
-    require_fractions(p=p)
+    p = fraction("p", p)
     return 2 / 3 * p * math.log(1 / p)
 
-def scaling_loss(r, p):
-    """The limit p → 0 at fixed r/r_c: Var(x) (3/4 t² + 1/4 t³), t² = r_c/r, above r_c; else Var(x).
 
-    To keep the many silent features silent, the threshold must be t = s √(2 ln(1/p)) → √(r_c/r).
-    With s → 0, A = p ∫_t^1 u (u − t) du and B = p (1 − t)³/3, so L = p/3 − (p/12) (1 − t) (2 + t)².
+@of_ratio_and_p
+def scaling_loss(r, p):
+    """The limit of `optimum` as p → 0 at fixed r/r_c > 1: Var x (3/4 t² + 1/4 t³), t² = r_c/r.
+
+    Nearly all features are off. To keep them silent the threshold must be where noise is as rare as
+    features are: t = s √(2 ln 1/p), which is √(r_c/r) as s² → p/(3r). s → 0, so noise no longer
+    blurs the features that are on, and they are heard if u > t:
+
+        A = p ∫_t^1 u (u − t) du = (p/6) (1 − t)² (2 + t)
+        B = p ∫_t^1 (u − t)² du  = (p/3) (1 − t)³
+        A²/B                     = (p/12) (1 − t) (2 + t)²
+
+    and L = p/3 − A²/B is the formula above. For r < r_c, t > 1: nothing is heard, and L = Var x.
+    The limit is met slowly, as 1/ln(1/p) falls slowly.
     """
-    require_fractions(p=p, r=r)
     t = math.sqrt(min(critical_ratio(p) / r, 1.0))
     return variance(p) * (0.75 * t**2 + 0.25 * t**3)
 
-# ---------------------------------------------------------------- 5. the same numbers of a given W
-BLOCK_ENTRIES = 2**22  # entries of W that are looked at together
 
-class Statistics(NamedTuple):
-    """The large-scale numbers, of each feature or, from `macroscopics`, as pairs (mean, spread)."""
-    a: np.ndarray               # W_ii
-    bias: np.ndarray            # b_i
-    effective_bias: np.ndarray  # b_i + μ_i,  μ_i = (p/2) Σ_{j≠i} W_ij
-    sigma: np.ndarray           # √(Var(x) Σ_{j≠i} W_ij²)
-    lyapunov: np.ndarray        # Λ_i = Σ_{j≠i} |W_ij|³ / (Σ_{j≠i} W_ij²)^{3/2}; by Lyapunov's
-    #                             theorem ν is nearly Gaussian if Λ E|x|³/(Var x)^{3/2}, ~ Λ/√p, ≪ 1
-    skewness: np.ndarray        # of the W_ij, j ≠ i: negative if large interference mostly silences
+# -------------------------------------------------------------------------------------- 7. Tools
 
-def feature_statistics(model, p):
-    """Statistics of each feature, arrays (n_sparse,); model: `.encoder`, `.decoder`, `.bias`.
+_erfc = np.frompyfunc(math.erfc, 1, 1)  # NumPy has none
 
-    Λ and the skewness are 0 where nothing interferes. Raises ValueError for p outside (0, 1].
-    """
-    require_fractions(p=p)
-    encoder, decoder, bias = (as_floats("model", array) for array in parameters(model))
-    n_sparse = len(bias)
-    others = max(n_sparse - 1, 1)
-    a = np.einsum("ij,ij->i", decoder, encoder)
-    total, squares, cubes, cubed_deviations = np.empty((4, n_sparse))  # sums over j ≠ i
-    for start in range(0, n_sparse, max(1, BLOCK_ENTRIES // n_sparse)):
-        rows = np.arange(start, min(start + max(1, BLOCK_ENTRIES // n_sparse), n_sparse))
-        w = decoder[rows] @ encoder.T  # (rows, n_sparse)
-        w[np.arange(len(rows)), rows] = 0
-        total[rows], squares[rows] = w.sum(axis=1), np.sum(w**2, axis=1)
-        cubes[rows] = np.sum(np.abs(w)**3, axis=1)
-        deviation = w - w.sum(axis=1, keepdims=True) / others
-        deviation[np.arange(len(rows)), rows] = 0
-        cubed_deviations[rows] = np.sum(deviation**3, axis=1)
-    central = np.maximum(squares - total**2 / others, 0)  # Σ (W_ij − mean)²
-    lyapunov, skewness = np.zeros((2, n_sparse))
-    np.divide(cubes, squares**1.5, out=lyapunov, where=squares > 0)
-    np.divide(math.sqrt(others) * cubed_deviations, central**1.5, out=skewness,
-              where=central > 1e-12 * squares)
-    sigma = np.sqrt(variance(p) * squares)
-    return Statistics(a, bias, bias + p / 2 * total, sigma, lyapunov, skewness)
-
-def macroscopics(model, p):
-    """(mean, spread) over features of each of the Statistics: the mean of W_ii is `.a[0]`."""
-    numbers = feature_statistics(model, p)
-    return Statistics(*((float(values.mean()), float(values.std())) for values in numbers))
-
-# ------------------------------------------------------------------------------------- 6. the tools
-_erfc = np.frompyfunc(math.erfc, 1, 1)
 
 def normal_cdf(x):
     """Φ(x), the standard normal distribution function, elementwise."""
-    return np.asarray(0.5 * _erfc(-np.asarray(x, float) / math.sqrt(2)), dtype=float)
+    return np.asarray(0.5 * _erfc(-np.asarray(x) / math.sqrt(2)), dtype=float)
+
 
 def normal_density(x):
     """φ(x) = exp(−x²/2) / √(2π), elementwise."""
     return np.exp(-0.5 * np.square(x)) / math.sqrt(2 * math.pi)
 
+
 def integrate(f, edges, nodes=20):
-    """∫ f by Gauss–Legendre quadrature between each two neighbouring `edges`; f takes an array."""
-    x, weight = np.polynomial.legendre.leggauss(nodes)
+    """∫ f by Gauss and Legendre's rule between neighbouring `edges`; f takes an array."""
+    x, weights = np.polynomial.legendre.leggauss(nodes)
     edges = np.unique(edges)
-    half, middle = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
-    return float(np.sum(half * weight * f(middle + half * x)))
+    half = np.diff(edges)[:, None] / 2
+    middle = (edges[1:] + edges[:-1])[:, None] / 2
+    return float(np.sum(half * weights * f(middle + half * x)))
+
 
 def maximise(f, low, high, points, rounds):
-    """The place in [low, high] where f is largest: on a grid, then on a finer one around its best.
+    """Where in [low, high] f is largest: on a grid, then on a finer one around its best point.
 
     f takes an array; `points` must be enough to tell its local maxima apart.
     """
     for _ in range(rounds):
         x = np.linspace(low, high, points)
         best = int(np.argmax(f(x)))
-        low, high = x[max(best - 1, 0)], x[min(best + 1, points - 1)]
+        low = x[max(best - 1, 0)]
+        high = x[min(best + 1, points - 1)]
     return float(x[best])
 
-def require_fractions(**named):
-    """ValueError unless each is a number in (0, 1]; below 1e-100 floats run out of digits."""
-    for name, value in named.items():
-        if not (isinstance(value, Real) and 1e-100 <= value <= 1):
-            raise ValueError(f"{name} must be a number in (0, 1], at least 1e-100, got {value!r}")
 
-def as_floats(name, value, least=-math.inf):
+def fraction(name, value):
+    """`value` as a float, so that all computes in float64; ValueError unless it is in (0, 1].
+
+    Below 1e-100 floats would run out of digits.
+    """
+    single = isinstance(value, Real) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    if not (single and 1e-100 <= value <= 1):
+        raise ValueError(f"{name} must be a number in (0, 1], at least 1e-100, got {value!r}")
+    return float(value)
+
+
+def reals(name, value, least=-math.inf):
     """`value` as float64; ValueError unless it is numbers, all finite and none below `least`."""
     array = np.asarray(value)
-    if array.dtype.kind not in "fiub" or not np.isfinite(array).all() or (array < least).any():
-        bound = f", {least:g} or larger" if least > -math.inf else ""
-        got = f"{array.dtype} of shape {array.shape}" if array.ndim else repr(value)
-        raise ValueError(f"{name} must be finite and real{bound}, got {got}")
-    return array.astype(float)
+    numbers = array.dtype.kind in "fiu"
+    if not numbers or not np.isfinite(array).all() or (array < least).any():
+        bound = f" and at least {least:g}" if least > -math.inf else ""
+        got = f"{array.dtype} {array.shape}" if array.ndim else repr(value)
+        raise ValueError(f"{name} must be finite real numbers{bound}, got {got}")
+    return array.astype(np.float64)
 
-def parameters(model):
-    """A model's encoder, decoder, both (n_sparse, n_dense), and bias (n_sparse,), as they are.
 
-    Raises ValueError if it has none.
+def weights_of(model):
+    """A model's encoder and decoder, both (n_sparse, n_dense), and bias, (n_sparse,).
+
+    Raises ValueError if it doesn't have them.
     """
-    arrays = [getattr(model, name, None) for name in ("encoder", "decoder", "bias")]
-    shapes = [np.shape(array) for array in arrays]
-    if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2] != shapes[0][:1]:
-        raise ValueError("model must have an encoder and a decoder (n_sparse, n_dense) and a bias "
-                         f"(n_sparse,), got a {type(model).__name__} with shapes {shapes}")
-    return arrays
+    names = "encoder", "decoder", "bias"
+    if not all(hasattr(model, name) for name in names):
+        raise ValueError("model must have an encoder, a decoder and a bias; of a PersianRug take "
+                         f".autoencoder(). Got a {type(model).__name__}")
+    return [getattr(model, name) for name in names]

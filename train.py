@@ -1,358 +1,381 @@
 """python train.py: train the autoencoder, predict its loss, forge the rug, compare them, draw.
 
-The whole argument in one run, on one setting (n_sparse, ratio, p): training finds weights W;
-theory.py predicts the loss of the best symmetric W from three numbers; forge.py makes such a W
-without training, a Persian rug; all are measured on fresh samples, beside the best linear model and
-what better activations could make of the rug. Tables go to the terminal, pictures to figures/, the
-model and a checkpoint to runs/.
+The whole argument in one run, at one setting (n_sparse, ratio, p). Training finds weights W.
+theory.py reads a few numbers off them, and predicts the least loss that a W with Gaussian
+interference can have. forge.py writes such a W down without training, the Persian rug. All of them
+are measured on the same kind of fresh samples, next to what other decoders could reach.
 
-In reading order: settings, training, comparing, drawing, the main job, tools.
+In reading order: the main job with its training loop, comparing, pictures, the command line. Tables
+go to the terminal, pictures to DIR/figures, weights to DIR/runs; DIR is `out` unless --out says
+otherwise.
 """
 import argparse
+import io
 import math
 import os
-import signal
 import sys
 import time
-from collections import namedtuple
+from typing import NamedTuple
 
-import matplotlib
+import matplotlib.image
+import matplotlib.style
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 
 import forge
 import rug
 import theory
 
-matplotlib.use("Agg")  # draw into files: no window, no display needed
-
-SETTINGS = {"n_sparse": 512, "ratio": 0.25, "p": 0.045, "batch": 1024, "init": "linear",
-            "seed": 0, "steps": None, "lr": None}  # None: `default_steps` and `peak_rate`
 LARGE = 8192     # n_sparse of the rug that stands for "large": its loss is the theory's within 1 %
 DRAWS = 8        # forged models of each kind: their rows are random, and their losses scatter
 SAVE_EVERY = 10  # seconds between checkpoints
 
-# The models' colours, mostly Okabe and Ito's (2008), which the colour-blind tell apart
-COLOURS = {"trained": "#d55e00", "theory": "#0072b2", "rug": "#a3182b", "projector": "#cc79a7",
-           "linear": "#666666", "bayes": "#009e73", "oracle": "#e69f00", "published": "#56b4e9",
-           "jump": "#5d3a9b", "priority": "#000000", "digon": "#8a6d00", "regular": "#f0e442",
-           "mixture": "#33bbee"}
-RUG_COLOURS = LinearSegmentedColormap.from_list(
-    "rug", ["#0b1f3a", "#1f4e79", "#3b8686", "#f1e2c4", "#d9822b", "#a3182b", "#4a0a12"])
-CURVES = {"linear": ("optimal linear", theory.linear_loss),
-          "theory": ("symmetric theory", lambda r, p: theory.optimum(r, p).loss),
-          "bayes": ("Bayes elementwise", theory.bayes_loss),
-          "oracle": ("oracle filter", theory.oracle_loss)}
 
-# ---------------------------------------------------------------------------------------- training
-def peak_rate(n_sparse):
-    """The default peak learning rate, for n_sparse 12 to 4096, r 0.01 to 0.8 and p 0.001 to 0.6:
-    there half of it ends no lower. The numbers stand in experiments/README.md."""
-    return 60e-3 / math.sqrt(n_sparse)
+# -------------------------------------------------------------------------------- The main job
 
-def default_steps(p):
-    """The default number of training steps: more where features are on less often, at least 1000.
+def main_job(trainer, steps, peak, checkpoint, out):
+    """Train, read off W's numbers, predict, forge, compare, draw: tables and pictures."""
+    train(trainer, steps, peak, checkpoint)
+    model = trainer.model
+    p = trainer.p
+    r = model.n_dense / model.n_sparse
+    model.save(os.path.join(folder(out, "runs"), "model.npz"))
 
-    Four times as many lower the loss by 2 to 4 % (p 0.01 and 0.1; see experiments/README.md)."""
-    return round(4000 * max(0.25, math.sqrt(0.045 / p)))
+    # The few numbers of W that the theory needs.
+    numbers = theory.macroscopics(model, p)
 
-def learning_rate(step, steps, peak):
-    """Half a cosine wave from `peak` at step 0 down to 0 after the last step."""
-    return peak * (1 + math.cos(math.pi * step / steps)) / 2
+    # Predict the least loss of a W with Gaussian interference.
+    best = theory.optimum(r, p)
 
-def train(trainer, steps, peak, checkpoint, predicted):
+    # Forge such a W: a rug of about the same size, as it must be a power of two; and a large one.
+    small = forge.rug_at(model.n_sparse, r, p, trainer.seed)
+    large = forge.rug_at(LARGE, r, p, trainer.seed)
+    dense = {"trained": model, "Persian rug": small.autoencoder()}
+
+    # Compare.
+    print("Measuring all models on fresh samples …\n", flush=True)
+    rows = compare(model, numbers, p, trainer.seed)
+    print_losses(rows, p)
+    print_numbers(dense, best, p)
+    print(f"Dead features of the trained model: {rug.dead_features(model, p).sum()}.")
+
+    # Draw.
+    with matplotlib.style.context("default"):
+        figures = folder(out, "figures")
+        draw_loss(f"{figures}/loss.png", trainer.losses, rows, p)
+        draw_interference(f"{figures}/interference.png", dense, large, best, p)
+        draw_weights(f"{figures}/weights.png", dense)
+        draw_rug(f"{figures}/rug.png", forge.rug_at(256, r, p, trainer.seed))
+
+
+def train(trainer, steps, peak, checkpoint):
     """The training loop: until `trainer` has done `steps` steps, saved every few seconds.
 
-    ValueError if the run diverges. Ctrl-C lets the running step end and saves before it is raised.
+    Raises RuntimeError if the loss is not a number any more or a hundred times what it was.
     """
-    stop = []
-    usual = signal.signal(signal.SIGINT, lambda *_: stop.append(True))
-    progress, saved = Progress(steps), time.monotonic()
+    progress = Progress(steps)
+    saved = time.monotonic()
     try:
-        while len(trainer.losses) < steps and not stop:
-            trainer.step(learning_rate(len(trainer.losses), steps, peak))
-            check_loss(trainer, steps, peak)
+        for step in range(len(trainer.losses), steps):
+            loss = trainer.step(rug.learning_rate(step, steps, peak))
+            if not loss < 100 * trainer.losses[0] + 1:  # so that NaN counts as diverged
+                raise RuntimeError(f"training diverged: loss {loss:g} at step {step + 1}; "
+                                   f"try a smaller --lr than {peak:g}")
             if time.monotonic() - saved > SAVE_EVERY:
-                save(trainer, steps, peak, checkpoint)
+                trainer.save(checkpoint)
                 saved = time.monotonic()
-            loss = np.mean(trainer.losses[-50:])
-            progress.show(len(trainer.losses), f"loss {loss:.6f}  theory {predicted:.6f}")
-        save(trainer, steps, peak, checkpoint)
-    finally:
-        signal.signal(signal.SIGINT, usual)
-    if stop:
-        raise KeyboardInterrupt
+            progress.show(step + 1, f"loss {np.mean(trainer.losses[-50:]):.6f}")
+    except BrokenPipeError:  # nobody reads what is printed: stop here, between two steps
+        trainer.save(checkpoint)
+        raise
+    trainer.save(checkpoint)
 
-def save(trainer, steps, peak, checkpoint):
-    """Save what is needed to go on; ValueError if there is nothing to go on from."""
-    finite = all(np.isfinite(weight).all() for weight in trainer.weights)
-    rug.require(finite, f"weights at --lr {peak:g}", "NaN or infinity", "finite; try a smaller one")
-    trainer.save(checkpoint, steps=steps, lr=peak)
 
-def check_loss(trainer, steps, peak):
-    """ValueError if training has diverged: a loss that is not finite or far above its start or, in
-    the second half and by four standard errors, above Var x."""
-    losses, done, least = trainer.losses, len(trainer.losses), theory.variance(trainer.p)
-    where, hint = f"at step {done} with --lr {peak:g}", "(try a smaller one)"
-    near = losses[-1] < 100 * losses[0] + 1  # not if it is NaN
-    rug.require(near, f"loss {where}", losses[-1], f"finite and not far above its start {hint}")
-    if done >= 200 and 2 * done >= steps and done % 50 == 0:
-        mean, error = np.mean(losses[-100:]), np.std(losses[-100:]) / 10
-        rug.require(mean - 4 * error <= least, f"loss {where}", float(mean),
-                    f"at most {least:.6g}, what answering p/2 for every feature loses {hint}")
+def set_up(n_sparse, ratio, p, steps, lr, batch, seed, init, threads, out):
+    """(trainer, steps, peak, checkpoint) for the flags of `main`.
 
-# --------------------------------------------------------------------------------------- comparing
-Row = namedtuple("Row", "key name r loss error")  # of the table; error 0: computed, not measured
+    The checkpoint is named by all settings, so no other run touches it; and if it is there, the
+    same command was interrupted, and the trainer goes on from it.
+    """
+    n_sparse = rug.whole_number("n_sparse", n_sparse, 1)
+    n_dense = max(1, round(theory.fraction("ratio", ratio) * n_sparse))
+    trainer = rug.Trainer(n_sparse, n_dense, p, batch, seed, init, threads)
+    steps = rug.default_steps(trainer.p) if steps is None else steps
+    rug.whole_number("steps", steps, 1)
+    peak = rug.peak_rate(n_sparse) if lr is None else lr
+    rug.require_rate(peak)
+
+    settings = {name: getattr(trainer, name) for name in trainer.SETTINGS}
+    settings |= {"init": init, "steps": steps, "lr": f"{peak:.6g}"}
+    words = [f"{name}={value}" for name, value in settings.items()]
+    print(*words, flush=True)
+    checkpoint = os.path.join(folder(out, "runs"), "-".join(["unfinished", *words]) + ".npz")
+    if os.path.exists(checkpoint):
+        try:
+            trainer = rug.Trainer.load(checkpoint)
+            print(f"Going on from step {len(trainer.losses)}, where it was interrupted.")
+        except ValueError as damage:
+            print(f"Starting anew: {damage}")
+    return trainer, steps, peak, checkpoint
+
+
+# ----------------------------------------------------------------------------------- Comparing
+
+CURVES = {  # what theory.py computes, from above: name, and loss at (r, p)
+    "linear": ("optimal linear", theory.linear_loss),
+    "theory": ("theory: best with Gaussian ν", lambda r, p: theory.optimum(r, p).loss),
+    "bayes": ("Bayes elementwise", theory.bayes_loss),
+    "oracle": ("oracle filter", theory.oracle_loss)}
+
+
+class Row(NamedTuple):
+    """One line of the comparison. error: of sampling, 0 if the loss is computed."""
+
+    key: str
+    name: str
+    r: float
+    loss: float
+    error: float
+
+
+def compare(trained, numbers, p, seed):
+    """The Rows of the first table, for a trained model and its theory.Macroscopics."""
+    n_sparse = trained.n_sparse
+    n_dense = trained.n_dense
+    r = n_dense / n_sparse
+    draws = range(seed, seed + DRAWS)
+
+    # A kind of model a line, as one model or as several draws of it. Add yours here: anything that
+    # has n_sparse, n_dense and forward(x).
+    models = [
+        ("trained", "trained", [trained]),
+        ("rug", "Persian rug", (forge.rug_at(n_sparse, r, p, k) for k in draws)),
+        ("large rug", "Persian rug", (forge.rug_at(LARGE, r, p, k) for k in draws)),
+        ("projector", "random projector",
+         (forge.random_projector(n_sparse, n_dense, p, k) for k in draws)),
+    ]
+    rows = [measure(key, name, some, p, seed) for key, name, some in models]
+
+    # What a Gaussian ν with the trained network's own a, b and σ would lose.
+    own = theory.symmetric_loss(numbers.a.mean, numbers.effective_bias.mean, numbers.sigma.mean, p)
+    rows.insert(1, Row("own", "theory at the trained a, b, σ", r, own, 0))
+    return rows + [Row(key, name, r, loss(r, p), 0) for key, (name, loss) in CURVES.items()]
+
+
+def measure(key, name, models, p, seed):
+    """The Row of one model, or of several draws of one kind: their mean, and with the error of
+    sampling how far one draw lies from it."""
+    losses = []
+    errors = []
+    for model in models:
+        loss, error = rug.evaluate(model, p, enough(model.n_sparse), seed)
+        losses.append(loss)
+        errors.append(error)
+    error = math.hypot(np.std(losses), np.mean(errors))
+    draws = f", {len(losses)} draws" if len(losses) > 1 else ""
+    name = f"{name}, n_sparse {model.n_sparse}{draws}"
+    return Row(key, name, model.n_dense / model.n_sparse, float(np.mean(losses)), error)
+
 
 def enough(n_sparse):
-    """Samples to evaluate a model with: they give the loss of the default one to 0.3 %."""
-    return min(2**20, max(256, 2**25 // n_sparse))
+    """Samples that tell the default model's loss to 0.4 %, or what takes a second."""
+    return min(2**17, max(32, 2**24 // n_sparse))
 
-def rug_at(n_sparse, ratio, p, seed):
-    """The Persian rug whose n_dense/n_sparse is as near to `ratio` as n_sparse allows."""
-    return forge.persian_rug(n_sparse, min(n_sparse, max(1, round(ratio * n_sparse))), p, seed)
 
-def compare(model, numbers, p, seed):
-    """Rows for the trained model with its Statistics, for forged ones, and to hold against them."""
-    n_sparse, r = model.n_sparse, model.n_dense / model.n_sparse
-    def forged(key, name, make):
-        """Mean over draws, all measured on the same samples, and its spread with their error."""
-        models = [make(seed + draw) for draw in range(DRAWS)]
-        samples = enough(models[0].n_sparse) // DRAWS
-        losses, errors = zip(*(rug.evaluate(one, p, samples, seed) for one in models))
-        error = math.hypot(np.std(losses), np.mean(errors))
-        ratio = models[0].n_dense / models[0].n_sparse
-        size = f"n_sparse {models[0].n_sparse}" + (f", r {ratio:.4g}" if ratio != r else "")
-        return Row(key, f"{name}, {size}, {DRAWS} draws", ratio, np.mean(losses), error)
-    beside = 2**round(math.log2(n_sparse))  # the nearest power of two
-    own = theory.symmetric_loss(numbers.a[0], numbers.effective_bias[0], numbers.sigma[0], p)
-    estimate = rug.evaluate(model, p, enough(n_sparse), seed)
-    rows = [Row("trained", f"trained, n_sparse {n_sparse}", r, *estimate),
-            Row("own", "theory at the trained a, b, σ", r, own, 0.0),
-            forged("rug", "Persian rug", lambda draw: rug_at(beside, r, p, draw))]
-    if beside != LARGE:
-        rows.append(forged("large rug", "Persian rug", lambda draw: rug_at(LARGE, r, p, draw)))
-    rows.append(forged("projector", "random projector", lambda draw: forge.random_projector(
-        n_sparse, model.n_dense, p, draw)))
-    return rows + [Row(key, name, r, loss(r, p), 0.0) for key, (name, loss) in CURVES.items()]
-
-def print_results(rows, numbers, p):
-    """Two tables: the Rows, and the large-scale numbers of models (name → Statistics)."""
+def print_losses(rows, p):
+    """The first table: losses, and how they compare with the theory's at the same r."""
     lines = []
     for row in rows:
-        best, error = theory.optimum(row.r, p).loss, f"{row.error:.1g}" if row.error else ""
-        over = f"{row.loss / best:.4f}" if best else "–"  # n_dense = n_sparse
-        over += f" ± {row.error / best:.4f}" if best and row.error else ""
-        lines.append([row.name, f"{row.loss:.4g}", error, over])
+        best = theory.optimum(row.r, p).loss or math.nan  # 0 if n_dense = n_sparse
+        cells = [f"{row.loss:.4g}", "", f"{row.loss / best:.3f}"]
+        if row.error:
+            cells[1] = f"{row.error:.1g}"
+            cells[2] += f" ± {row.error / best:.3f}"
+        lines.append([row.name, *cells])
     print_table(["loss per feature", "loss", "±", "over theory"], lines)
-    print("±: standard error of sampling; for forged models with the spread over draws.\n")
-    fields = {"a": "a", "effective_bias": "effective bias", "sigma": "σ", "lyapunov": "Λ",
-              "skewness": "skewness"}
-    lines = [[name] + ["{:.3f} ± {:.3f}".format(*getattr(found, field)) for field in fields]
-             for name, found in numbers.items()]
-    print_table(["mean ± spread over features", *fields.values()], lines)
+    print("±: error of sampling; for several draws, with how they differ. 'theory at the trained\n"
+          "a, b, σ' is what a Gaussian ν with these numbers would lose: the difference to the line\n"
+          "above it is what the shape of the trained ν is worth.\n")
 
-# ----------------------------------------------------------------------------------------- drawing
-def draw_loss(path, losses, rows):
-    """The loss curve, with the theory's lines."""
-    figure, axes = plt.subplots(figsize=(8, 4.2))
-    window = max(1, len(losses) // 200)
-    means = np.array(losses[:len(losses) // window * window]).reshape(-1, window).mean(axis=1)
-    steps = (np.arange(len(means)) + 0.5) * window
-    axes.plot(steps, means, color=COLOURS["trained"])
-    axes.margins(y=0.12)
-    label(axes, steps[-1], means[-1], "trained", COLOURS["trained"], offset=(-4, -14), ha="right")
+
+def print_numbers(models, best, p):
+    """The second table: the numbers of each W, {name: rug.Autoencoder}, and of the optimum."""
+    lines = []
+    for name, model in models.items():
+        found = theory.macroscopics(model, p)
+        gaussian = theory.Spread(*(x / math.sqrt(p) for x in found.lyapunov))
+        cells = found.a, found.effective_bias, found.sigma, gaussian, found.nu_skewness
+        lines.append([name] + [f"{x.mean:.3f} ± {x.spread:.3f}" for x in cells])
+    lines.append(["theory", *(f"{x:.3f}" for x in (*best[1:], 0, 0))])
+    print_table(["mean ± spread over features", "a", "effective bias b", "σ of ν", "Λ/√p of ν",
+                 "skewness of ν"], lines)
+    print("ν is near Gaussian if Λ/√p is small; skewness < 0: it leans to the side ReLU hides.\n")
+
+
+# ------------------------------------------------------------------------------------ Pictures
+
+# Mostly Okabe and Ito's colours (2008), which the colour-blind tell apart.
+COLOURS = {"trained": "#d55e00", "theory": "#0072b2", "rug": "#a3182b", "projector": "#cc79a7",
+           "linear": "#666666", "bayes": "#009e73", "oracle": "#e69f00"}
+RUG_COLOURS = LinearSegmentedColormap.from_list(
+    "rug", ["#0b1f3a", "#1f4e79", "#3b8686", "#f1e2c4", "#d9822b", "#a3182b", "#4a0a12"])
+MARKERS = {"trained": "o", "rug": "x", "large rug": "+", "projector": "1"}
+
+
+def draw_loss(path, losses, rows, p):
+    """Left: the loss in training falls through the lines of the theory. Right: the same lines as
+    curves over the ratio r, and all models of this run as points."""
+    window = max(1, len(losses) // 100)
+    means = np.convolve(losses, np.ones(window) / window, mode="valid")
+    ratios = np.geomspace(min(rows[0].r, p) / 4, 1, 100)
+
+    figure, (left, right) = subplots(1, 2, figsize=(12, 4.4), sharey=True)
+    left.plot(np.arange(len(means)) + window / 2, means, color=COLOURS["trained"])
+    for key, (name, loss) in CURVES.items():
+        left.axhline(loss(rows[0].r, p), color=COLOURS[key], lw=1)
+        right.plot(ratios, [loss(r, p) for r in ratios], color=COLOURS[key], label=name)
     for row in rows:
-        if row.key in CURVES and row.loss > 0:
-            axes.axhline(row.loss, color=COLOURS[row.key], lw=1)
-            label(axes, len(losses), row.loss, row.name, COLOURS[row.key], ha="right",
-                  offset=(-4, -11 if row.key == "bayes" else 3))
-    axes.set(xlabel="training step", ylabel="loss per feature", title="Training, and the theory",
-             yscale="log" if means.min() > 0 else "linear")
+        if row.error:
+            colour = COLOURS[row.key.split()[-1]]
+            right.plot(row.r, row.loss, MARKERS[row.key], ms=10, color=colour, label=row.name)
+    left.set(xscale="log", xlabel="training step", ylabel="loss per feature", ylim=(0, None),
+             title="Training passes the theory's best")
+    right.set(xscale="log", xlabel="ratio r = n_dense / n_sparse",
+              title=f"Loss against r, p = {p:g}, this run at r = {rows[0].r:.3g}")
+    figure.legend(loc="outside right upper", frameon=False)
     save_figure(figure, path)
+
+
+def draw_interference(path, dense, large, best, p):
+    """The law of the interference ν: of two models, {name: rug.Autoencoder}, and a large rug."""
+    models = dense | {f"Persian rug, n_sparse {LARGE}": large}
+    figure, axes = subplots(figsize=(8, 4.6))
+    bins = np.arange(-8, 6, 0.2)
+    for (name, model), key in zip(models.items(), ("trained", "oracle", "rug")):
+        x = rug.sample(2**23 // model.n_sparse, model.n_sparse, p, 0, stream=rug.EVALUATION)
+        nu = model.preactivation(x) - model.diagonal * x  # and the bias, which goes with the mean
+        nu = (nu - nu.mean(axis=0)) / (nu.std(axis=0) + 1e-12)
+        axes.hist(nu.ravel(), bins, density=True, histtype="step", color=COLOURS[key], label=name)
+    axes.plot(bins, theory.normal_density(bins), color=COLOURS["theory"], label="Gaussian")
+    axes.axvline(-best.b / (best.sigma + 1e-12), color="#999999", ls=":",
+                 label="right of it, ReLU lets\nν of an off feature through")
+    axes.set(yscale="log", ylim=(1e-5, 2), xlabel="(ν − its mean) / its σ", ylabel="density",
+             title="Interference ν: Gaussian in a large rug; training makes it lean left")
+    axes.legend(loc="upper left", frameon=False)
+    save_figure(figure, path)
+
 
 def draw_weights(path, models):
-    """Corners of W with the bias as one more column, and histograms of its first 1024 rows below;
-    models: {title: rug.Autoencoder}."""
+    """Corners of W above, histograms of its first 1024 rows below; {title: rug.Autoencoder}."""
     found = {title: model.decoder[:1024] @ model.encoder.T for title, model in models.items()}
-    largest = max(np.abs(w[:30, :30]).max() for w in found.values())
-    figure, grid = plt.subplots(2, 2, figsize=(10, 7.2), height_ratios=(3, 1), layout="constrained")
+    figure, grid = subplots(2, 2, figsize=(10, 7.2), height_ratios=(3, 1), sharey="row")
     for (above, below), (title, w) in zip(grid.T, found.items()):
-        corner, bias = w[:30, :30], models[title].bias[:30, None]
-        shown = np.hstack([corner, np.full_like(bias, np.nan), bias])
-        image = above.imshow(shown, cmap="RdBu_r", vmin=-largest, vmax=largest)
-        above.set(title=title, xlabel="feature j (in); last column: bias", ylabel="feature i (out)")
-        bins = np.arange(min(-1, w.min()), max(2, w.max()) + 0.025, 0.025)
-        below.hist(w[~np.eye(*w.shape, dtype=bool)], bins, color="#888888")
-        below.hist(np.diag(w), bins, color="#b2182b")
-        below.set(yscale="log", ylim=(0.7, None), ylabel="count",
-                  xlabel="W[i, j], off the diagonal (grey) and on it (red)")
-    figure.colorbar(image, ax=grid[0], label="W[i, j] = decoder[i] · encoder[j]", shrink=0.85)
+        image = above.imshow(w[:30, :30], cmap="RdBu_r", vmin=-1.5, vmax=1.5)
+        above.set(title=title, xlabel="feature j (in)", ylabel="feature i (out)")
+        bins = np.linspace(-1.5, 2.5, 160)  # what lies beyond is counted at the ends
+        w = np.clip(w, -1.5, 2.5)
+        below.hist(w.ravel(), bins, color="#888888", label="all $W_{ij}$")
+        below.hist(np.diag(w), bins, color="#b2182b", label="the diagonal, $W_{ii}$")
+        below.set(yscale="log", ylim=(0.7, None), xlabel="entry of W", ylabel="count")
+    below.legend(frameon=False)
+    figure.colorbar(image, ax=grid[0], label="$W_{ij}$", shrink=0.85)
     save_figure(figure, path)
 
-def draw_rug(path, r, p, seed):
-    """The rug itself, 256 features, four pixels a weight."""
-    forged, i = rug_at(256, r, p, seed), np.arange(4 * 256) // 4
-    largest = 0.75 * np.abs(forged.kernel[1:]).max()  # what is larger takes the last colour
+
+def draw_rug(path, forged):
+    """The rug itself, W, four pixels a weight."""
+    i = np.arange(4 * forged.n_sparse) // 4
+    largest = 0.75 * np.abs(forged.kernel[1:]).max()  # the few larger ones share the last colour
     with rug.replacing(path) as file:
-        plt.imsave(file, forged.kernel[i[:, None] ^ i], format="png", cmap=RUG_COLOURS,
-                   vmin=-largest, vmax=largest)
+        matplotlib.image.imsave(file, forged.kernel[i[:, None] ^ i], format="png",
+                                cmap=RUG_COLOURS, vmin=-largest, vmax=largest)
     print(f"→ {path}")
 
-MARKERS = {"trained": {"marker": "o"}, "rug": {"marker": "x"}, "projector": {"marker": "+"},
-           "large rug": {"marker": "o", "ms": 14, "mfc": "none"}}  # drawn around the other rug
 
-def draw_ratio(path, rows, p):
-    """Loss against r at this p: linear, theory, Bayes as curves, what this run found as points."""
-    ratios = np.geomspace(min(rows[0].r, p) / 4, 1, 120)
-    figure, axes = plt.subplots(figsize=(8, 4.6))
-    for key, place, offset in (("linear", 100, (6, 6)), ("theory", 78, (6, 0)),
-                               ("bayes", 68, (-100, -14))):
-        name, loss = CURVES[key]
-        losses = [loss(ratio, p) for ratio in ratios]
-        axes.plot(ratios, losses, color=COLOURS[key], zorder=1)
-        label(axes, ratios[place], losses[place], name, COLOURS[key], offset=offset)
-    for row in rows:
-        if row.key in MARKERS:
-            axes.plot(row.r, row.loss, color=COLOURS[row.key.split()[-1]], label=row.name, ls="",
-                      **{"ms": 8, "mew": 1.5} | MARKERS[row.key])
-    critical = theory.critical_ratio(p)
-    if ratios[0] < critical < 1:
-        axes.axvline(critical, color="#999999", lw=0.8, ls=":")
-        label(axes, critical, 0, "critical ratio $r_c$", "#666666")
-    axes.set(xscale="log", xlabel="ratio r = n_dense / n_sparse", ylabel="loss per feature",
-             ylim=(0, None), title=f"Loss against r at p = {p:g}")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.06), frameon=False, fontsize=9)
-    save_figure(figure, path)
+def subplots(rows=1, columns=1, figsize=None, **options):
+    """A figure and its axes. It is only ever saved, so pyplot and its windows are not needed."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
 
-# ------------------------------------------------------------------------------------ the main job
-def new_trainer(kind, given):
-    """(trainer, steps, peak rate) for the settings `given` on the command line."""
-    settings = SETTINGS | given
-    steps, peak, ratio = (settings.pop(name) for name in ("steps", "lr", "ratio"))
-    rug.require_positive("ratio", ratio, 1)
-    n_sparse = rug.require_integer("n_sparse", settings["n_sparse"], 1)
-    rug.require_integer("seed", settings["seed"], 0, 2**62)  # forged draws take the next ones
-    trainer = kind(n_dense=round(ratio * n_sparse), **settings)
-    steps = default_steps(trainer.p) if steps is None else rug.require_integer("steps", steps, 1)
-    peak = peak_rate(n_sparse) if peak is None else peak
-    rug.require_positive("lr", peak, 1e30)
-    return trainer, steps, float(peak)
-
-def resumed_trainer(kind, given, checkpoint):
-    """(trainer, steps, peak rate) of the run that was interrupted; `given` must agree with it."""
-    threads = {"threads": given.pop("threads")} if "threads" in given else {}
-    trainer = kind.load(checkpoint, **threads)
-    steps, peak = trainer.notes.get("steps"), trainer.notes.get("lr")
-    rug.require(steps and peak, f"{checkpoint}: steps and lr", (steps, peak), "those of a run")
-    kept = vars(trainer) | {"steps": steps, "lr": peak}
-    if "ratio" in given:
-        rug.require_positive("ratio", given["ratio"], 1)
-        given["n_dense"] = round(given.pop("ratio") * trainer.n_sparse)
-    for name, value in given.items():
-        rug.require(value == kept[name], f"{name} of the run to resume", value, f"{kept[name]}")
-    return trainer, steps, peak
-
-def main_job(out=".", plain=False, resume=False, **given):
-    """Train, compare, say what it means, draw."""
-    rug.require(not plain or "threads" not in given, "--threads with --plain", "set", "left out")
-    figures, runs = folder(out, "figures"), folder(out, "runs")
-    checkpoint = os.path.join(runs, "checkpoint.npz")
-    kind = rug.PlainTrainer if plain else rug.Trainer
-    trainer, steps, peak = (resumed_trainer(kind, given, checkpoint) if resume
-                            else new_trainer(kind, given))
-    n_sparse, p, seed = trainer.n_sparse, trainer.p, trainer.seed
-    r = trainer.n_dense / n_sparse
-    best = theory.optimum(r, p)
-    settings = {name: getattr(trainer, name) for name in trainer.SETTINGS}
-    print(", ".join(f"{name} {value}" for name, value in settings.items())
-          + f", steps {steps}, lr {peak:.3g}. The first step may compile loops.", flush=True)
-    train(trainer, steps, peak, checkpoint, best.loss)
-    model = trainer.model
-    model.save(os.path.join(runs, "model.npz"), steps=steps, lr=peak, **settings)
-    print("Measuring all models on fresh samples …\n", flush=True)
-    numbers = theory.macroscopics(model, p)
-    rows = compare(model, numbers, p, seed)
-    beside = rug_at(2**round(math.log2(n_sparse)), r, p, seed).autoencoder()
-    ideal = theory.Statistics(*((x, 0.0) for x in (best.a, best.b, best.b, best.sigma, 0, 0)))
-    print_results(rows, {"trained": numbers, "Persian rug": theory.macroscopics(beside, p),
-                         "symmetric theory": ideal}, p)
-    print(f"Dead features of the trained model: {rug.dead_features(model, p).sum()}.")
-    draw_loss(os.path.join(figures, "loss.png"), trainer.losses, rows)
-    draw_weights(os.path.join(figures, "weights.png"), {
-        f"trained, n_sparse {n_sparse}": model, f"Persian rug, n_sparse {beside.n_sparse}": beside})
-    draw_rug(os.path.join(figures, "rug.png"), r, p, seed)
-    draw_ratio(os.path.join(figures, "ratio.png"), rows, p)
-    print(f"Model: {runs}/model.npz.")
-
-# -------------------------------------------------------------------------------------- the tools
-class Progress:
-    """How far a long job is: one line rewritten on a terminal, one every five seconds elsewhere."""
-    def __init__(self, total, unit="step"):
-        self.total, self.unit, self.next, self.start = total, unit, 0.0, None
-        self.terminal = sys.stdout.isatty()
-
-    def show(self, done, text):
-        """Report `done` of `total`, unless the last report is too recent."""
-        now = time.monotonic()
-        self.start = self.start or (now, done)  # after the first step: it may include compilation
-        if now < self.next and done < self.total:
-            return
-        self.next = now + (0.1 if self.terminal else 5)
-        rate = (done - self.start[1]) / max(now - self.start[0], 1e-9)
-        left = f"{(self.total - done) / rate:.0f} s left" if rate else "…"
-        line = f"{self.unit} {done}/{self.total}  {text}  {rate:.3g} {self.unit}s/s  {left}"
-        end = "\n" if done >= self.total or not self.terminal else ""
-        print(f"\r\x1b[2K{line}" if self.terminal else line, end=end, flush=True)
-
-def print_table(header, lines):
-    """Columns as wide as their widest cell, the first one aligned left, the others right."""
-    widths = [max(len(line[k]) for line in [header, *lines]) for k in range(len(header))]
-    for line in [header, ["─" * width for width in widths], *lines]:
-        cells = [cell.rjust(width) for cell, width in zip(line, widths)]
-        print("  ".join([line[0].ljust(widths[0]), *cells[1:]]))
-    print()
-
-def label(axes, x, y, text, colour, offset=(4, 4), **options):
-    """Write `text` next to the point (x, y) in the colour of what it names."""
-    axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", color=colour, fontsize=9,
-                  **options)
 
 def save_figure(figure, path):
     """Write a picture on white ground, which reads well on a light page and on a dark one."""
     with rug.replacing(path) as file:
         figure.savefig(file, format="png", dpi=110, facecolor="white", bbox_inches="tight")
-    plt.close(figure)
     print(f"→ {path}")
+
+
+# ---------------------------------------------------------------------------- The command line
+
+class Progress:
+    """Says how far a long job is and how long it will take, the more rarely the longer it takes."""
+
+    def __init__(self, total, unit="step"):
+        self.total = total
+        self.unit = unit
+        self.began = None  # when, and how much was done by then
+        self.next = 0
+
+    def show(self, done, text):
+        """Print `done` of `total`, unless it was said a short while ago."""
+        now = time.monotonic()
+        if now < self.next and done < self.total:
+            return
+        self.began = self.began or (now, done)  # after the first step, which may include compiling
+        began, done_then = self.began
+        spent = now - began
+        self.next = now + max(2, spent / 10)
+        left = spent / max(done - done_then, 1) * (self.total - done)
+        print(f"{self.unit} {done}/{self.total}  {text}  {left:.0f} s left", flush=True)
+
+
+def print_table(header, lines):
+    """Columns as wide as their widest cell, the first aligned left, the others right."""
+    widths = [max(map(len, column)) for column in zip(header, *lines)]
+    rule = ["─" * width for width in widths]
+    for line in [header, rule, *lines]:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths)]
+        cells[0] = line[0].ljust(widths[0])
+        print("  ".join(cells))
+    print()
+
 
 def folder(*parts):
     """The path of a folder, made if need be; OSError if it can't be."""
-    os.makedirs(os.path.join(*parts), exist_ok=True)
-    return os.path.join(*parts)
+    path = os.path.join(*parts)
+    os.makedirs(path, exist_ok=True)
+    return path
+
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line; a flag that isn't given leaves no trace."""
+    """An argument parser whose errors are one line and whose jobs end quietly."""
+
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS,
-                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
 
     def error(self, message):
-        """Say it in one line, and leave."""
+        """Say it in one line, and leave with status 2."""
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)
 
-    def run(self, job, arguments, again):
-        """job(**flags); a mistake becomes one line and status 2, Ctrl-C a line: how to go on."""
-        sys.stdout.reconfigure(errors="replace")  # a terminal without σ shows a question mark
-        given = vars(self.parse_args(arguments))
+    def run(self, job, arguments):
+        """job(**flags). A mistake becomes one line and status 2, Ctrl-C one line and 130."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal without σ shows a question mark
+        flags = vars(self.parse_args(arguments))
         try:
-            job(**given)
+            job(**flags)
+        except BrokenPipeError:  # as in `python train.py | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except (ValueError, OSError, MemoryError, RuntimeError) as mistake:
             self.error(str(mistake) or "out of memory")
-        except KeyboardInterrupt:
-            print(f"\nInterrupted; what is done is kept. To go on: {again(given)}", file=sys.stderr)
+        except KeyboardInterrupt as interrupt:
+            print(f"\nInterrupted. {interrupt}", file=sys.stderr)
             sys.exit(130)
+
 
 def number(text):
     """A flag's value as int or float if it is one; if not, whoever uses it says what is allowed."""
@@ -363,9 +386,13 @@ def number(text):
             pass
     return text
 
+
 def main(arguments=None):
     """The command line of the main job."""
     parser = Parser(prog="train.py", description=__doc__.split("\n\n")[1], epilog="""\
+example:
+  python train.py --n-sparse 2048 --ratio 0.1 --p 0.01 --out /tmp/rug
+
 beyond the main job, each with a --help of its own:
   python -m experiments.paper       the paper's figures
   python -m experiments.optimality  one look: ReLU beside JumpReLU, top-k, Bayes, the oracle
@@ -374,27 +401,37 @@ beyond the main job, each with a --help of its own:
   python -m experiments.descent     training on the theory, without a sample
   python -m experiments.phases      when features are dropped
   python -m experiments.codes       codes that beat the rug, and what they cost
-  python -m experiments.bench       what a step costs
+  python -m experiments.bench       what a step costs""")
+    flags = [
+        ("--n-sparse", 512, "number of features, 1 or more (default %(default)s)"),
+        ("--ratio", 0.25, "n_dense/n_sparse, in (0, 1] (default %(default)s)"),
+        ("--p", 0.045, "probability that a feature is on, in (0, 1] (default %(default)s)"),
+        ("--steps", None, "training steps, 1 or more (default: 2000 at p 0.045, at least 1500)"),
+        ("--lr", None, "peak learning rate (default: 120e-3/√n_sparse); falls as half a cosine"),
+        ("--batch", 1024, "samples a step, 1 or more (default %(default)s)"),
+        ("--seed", 0, "of weights, data and forged rows, 0 or more (default %(default)s)"),
+        ("--threads", None, "threads, 1 or more (default: one a core)"),
+    ]
+    for flag, default, text in flags:
+        parser.add_argument(flag, metavar="X", type=number, default=default, help=text)
+    parser.add_argument("--init", metavar="NAME", default="linear", help="where to start: linear, "
+                        "the best linear model (default), or paper, as published")
+    parser.add_argument("--out", metavar="DIR", default="out", help="folder for figures/ and runs/ "
+                        "(default: %(default)s). An interrupted run leaves a checkpoint there, and "
+                        "the same command again goes on")
 
-example: python train.py --n-sparse 2048 --ratio 0.1 --p 0.01 --out /tmp/rug""")
-    for flag, name, text in (
-            ("--n-sparse", "N", "number of features, 1 or more (default 512)"),
-            ("--ratio", "R", "n_dense/n_sparse, in (0, 1] (default 0.25)"),
-            ("--p", "P", "probability that a feature is on, in (0, 1] (default 0.045)"),
-            ("--steps", "N", "training steps, 1 or more (default 4000 at p 0.045, more below)"),
-            ("--lr", "X", "peak learning rate (default 60e-3/√n_sparse); falls as half a cosine"),
-            ("--batch", "N", "samples a step, 1 or more (default 1024)"),
-            ("--seed", "N", "of weights, data and forged rows, 0 or more (default 0)"),
-            ("--init", "NAME", "linear, the best linear start (default), or paper, the published"),
-            ("--threads", "N", "threads, 1 or more (default: one a core)"),
-            ("--out", "DIR", "where figures/ and runs/ go (default: here)")):
-        kind = str if flag in ("--out", "--init") else number
-        parser.add_argument(flag, metavar=name, type=kind, help=text)
-    parser.add_argument("--plain", action="store_true", help="train in plain NumPy, slower")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in "
-                        "DIR/runs, with its settings and threads, to the bits of an unbroken run")
-    parser.run(main_job, arguments, lambda given: "python train.py --resume --out "
-               + given.get("out", ".") + " --plain" * given.get("plain", False))
+    def job(out, **flags):
+        trainer, steps, peak, checkpoint = set_up(out=out, **flags)
+        try:
+            main_job(trainer, steps, peak, checkpoint, out)
+        except KeyboardInterrupt:
+            saved = os.path.exists(checkpoint)
+            advice = "The same command again goes on from the last checkpoint."
+            raise KeyboardInterrupt(advice if saved else "Nothing was saved yet.") from None
+        os.remove(checkpoint)
+
+    parser.run(job, arguments)
+
 
 if __name__ == "__main__":
     main()
