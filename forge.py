@@ -1,8 +1,8 @@
 """Weights without training: the Persian rug, and a random projector to compare it with.
 
-By `theory.optimum` the best W with Gaussian interference is a scaled projector, W = (a/r) P, with
-the same diagonal a for all features. Many matrices are that. This file writes two of them down, and
-needs only a and b from the theory, no training.
+By `theory.optimum` the best symmetric W with Gaussian interference is a scaled projector, (a/r) P,
+with the same diagonal a for all features. Many matrices are that. This file writes two of them
+down, and needs only a and b from the theory, no training.
 
 1. The transform           `walsh_hadamard`, products with Hadamard's matrix in O(n log n)
 2. The Persian rug         `persian_rug`: all features exactly alike, and self-similar to look at
@@ -25,7 +25,8 @@ def walsh_hadamard(x):
 
     k & i has a bit where both k and i have one, and popcount counts these bits. So H_ki is a
     product with one factor for each bit of the index, and the sum over i can be done a bit at a
-    time: log₂ n rounds of n additions instead of n² multiplications. H is symmetric and H H = n.
+    time: log₂ n rounds of n additions instead of n² additions. H is symmetric, and H H is n times
+    the identity.
 
     float32 stays float32; all else is transformed as float64. Returns a new array, shaped like x.
     ValueError unless the last axis is a power of two long.
@@ -36,9 +37,9 @@ def walsh_hadamard(x):
     rug.require(n > 0 and n & (n - 1) == 0, "length of x's last axis", n, "a power of two")
     x = np.array(x, np.float32 if x.dtype == np.float32 else np.float64)
 
-    # Each round takes the lowest bit i of the index and puts in its place the bit k of the result:
-    # k = 0 is even + odd, k = 1 is even − odd. Concatenating makes k the highest bit, and so the
-    # next bit becomes the lowest. After log₂ n rounds each bit is done and back where it was.
+    # Each round sums over the lowest bit of i: the sum is even + odd if the same bit of k is 0, and
+    # even − odd if it is 1. Concatenating makes this bit of k the highest of the index, and so the
+    # next bit of i becomes the lowest. After log₂ n rounds each bit is done and back in its place.
     #
     #     n = 4, index       00     01     10     11
     #     at first           x0     x1     x2     x3
@@ -56,15 +57,19 @@ def walsh_hadamard(x):
 class PersianRug:
     """f(x) = ReLU(W x + b) with W = (a/n_dense) H_Sᵀ H_S: H_S is Hadamard's H, but only the rows S.
 
-    Why are all features alike? k & i and k & j together have the bits of k & (i ⊕ j), up to pairs:
+    Why are all features alike? ⊕ is "exclusive or", bit by bit: i ⊕ j has a bit where just one of i
+    and j has it. A bit of k that both i and j have gives (−1)² = 1, so only bits of i ⊕ j count:
 
-        H_ki H_kj = H_k,i⊕j,    so    W_ij = (a/n_dense) Σ_{k∈S} H_k,i⊕j = a · kernel[i ⊕ j].
+        H[k, i] H[k, j] = H[k, i ⊕ j]
+        W[i, j] = (a/n_dense) Σ_{k∈S} H[k, i] H[k, j] = (a/n_dense) Σ_{k∈S} H[k, i ⊕ j]
+                = a · kernel[i ⊕ j]
 
     Every row of W holds the same numbers, in another order. And as i ⊕ j works bit by bit, W looks
     like itself at every scale: the rug.
 
-    rows: S, (n_dense,) int. a, bias: what all features share. kernel: (n_sparse,) float64, with
-    kernel[0] = 1. Nothing of size n_sparse × n_dense is kept, so 2²⁰ features fit on a laptop.
+    rows: S, (n_dense,) int, all different. a, bias: what all features share. kernel: (n_sparse,)
+    float64, with kernel[0] = 1. Nothing of size n_sparse × n_dense is kept, so 2²⁰ features fit on
+    a laptop.
     """
 
     def __init__(self, n_sparse, rows, a, bias):
@@ -113,13 +118,14 @@ def persian_rug(n_sparse, n_dense, p, seed):
     """The PersianRug with a and b from theory.optimum and n_dense random rows of H.
 
     Row 0 of H is all ones and stays out (unless n_dense = n_sparse). For the theory it is a row
-    like any other. But it adds +a/n_dense to every W_ij, and with it 3 (a/n_dense) Σ_j W_ij² to
-    Σ_j W_ij³. The third cumulant of the interference, κ₃(x) = (p/4)(1 − p)² times that sum, becomes
-    positive: noise that leans to the side which ReLU lets through.
+    like any other, as a and σ don't change. But it adds the same +a/n_dense to every W_ij. The
+    third cumulant of the interference is κ₃(x) Σ_{j≠i} W_ij³, with κ₃(x) = (p/4)(1 − p)². Its sum is near
+    0 for other rows; row 0 adds mainly 3 (a/n_dense) Σ W_ij² to it. So the interference leans to
+    the positive side, which ReLU lets through.
 
-    The bias follows from the effective bias b of the theory. Without row 0 each row of W sums to 0,
-    so the interference sums to −a over j ≠ i and has the mean μ = −a p/2. As b = bias + μ, the bias
-    is b − μ.
+    The bias follows from the theory's effective bias, b = bias + μ. Every row of H but row 0 has as
+    many −1 as +1. So without row 0 the rows of W sum to 0, their entries j ≠ i sum to −a, and the
+    interference has the mean μ = −a p/2. With all rows W is the identity, and μ = 0.
 
     Raises ValueError unless n_sparse is a power of two, 1 ≤ n_dense ≤ n_sparse, p is in (0, 1] and
     seed ≥ 0.
@@ -129,22 +135,17 @@ def persian_rug(n_sparse, n_dense, p, seed):
     n_dense = rug.whole_number("n_dense", n_dense, 1, n_sparse)
     rng = np.random.default_rng(rug.whole_number("seed", seed, 0))
 
-    if n_dense == n_sparse:
-        rows = np.arange(n_sparse)
-    else:
-        rows = 1 + rng.choice(n_sparse - 1, n_dense, replace=False)
-
     best = theory.optimum(n_dense / n_sparse, p)
-    forged = PersianRug(n_sparse, rows, best.a, best.b)
-    mean_interference = p / 2 * best.a * forged.kernel[1:].sum()
-    forged.bias = float(best.b - mean_interference)  # NumPy's own float64 would make x float64 too
-    return forged
+    if n_dense == n_sparse:
+        return PersianRug(n_sparse, np.arange(n_sparse), best.a, best.b)
+    rows = 1 + rng.choice(n_sparse - 1, n_dense, replace=False)
+    return PersianRug(n_sparse, rows, best.a, best.b + best.a * p / 2)
 
 
 def rug_at(n_sparse, ratio, p, seed):
     """The `persian_rug` that is nearest to a size and a ratio n_dense/n_sparse.
 
-    n_sparse goes to the nearest power of two, n_dense to the nearest whole number above 0.
+    The logarithm of n_sparse is rounded to a power of two, n_dense to a whole number above 0.
     """
     n_sparse = 2**round(math.log2(rug.whole_number("n_sparse", n_sparse, 1)))
     n_dense = max(1, round(theory.fraction("ratio", ratio) * n_sparse))
@@ -170,6 +171,5 @@ def random_projector(n_sparse, n_dense, p, seed):
     decoder = best.a * n_sparse / n_dense * encoder
     diagonal = np.einsum("ij,ij->i", decoder, encoder)
     row_sums = decoder @ encoder.sum(axis=0)
-    mean_interference = p / 2 * (row_sums - diagonal)
-    bias = best.b - mean_interference
+    bias = best.b - p / 2 * (row_sums - diagonal)
     return rug.Autoencoder(encoder.astype(np.float32), decoder, bias)

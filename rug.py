@@ -1,8 +1,8 @@
 """The autoencoder f(x) = ReLU(W_out W_in x + b): its data, its gradients, its training.
 
 Start here. There is no rug in this file yet: it holds the network that the paper is about, and
-forge.py weaves the rug. Sections 1 to 4 are plain NumPy and complete by themselves; section 5 does
-the same again, faster.
+forge.py weaves the rug. Sections 1 to 4 are plain NumPy. Section 5 does the same again, faster, and
+section 6 has the small checks that all of them use.
 
 1. Data                   `sample`: most features are off, the others uniform in [0, 1)
 2. The model              `Autoencoder`: forward and backward, by hand
@@ -12,7 +12,8 @@ the same again, faster.
 6. Files and checks       weights as .npz files, and what an argument may be
 
 Features come first in memory: `encoder[j]` is column j of W_in and `decoder[i]` is row i of W_out.
-Both arrays have the shape (n_sparse, n_dense), so W[i, j] = decoder[i] · encoder[j].
+Both arrays have the shape (n_sparse, n_dense). The network sees only the product W = W_out W_in,
+and W[i, j] = decoder[i] · encoder[j] is what feature j adds to output i.
 
 n_sparse is the number of features, n_dense the number of hidden units, p the probability that a
 feature is on. "Sparse" describes the data; the hidden layer is narrow and dense.
@@ -24,7 +25,7 @@ import math
 import os
 import shutil
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -35,8 +36,10 @@ import numpy as np
 
 # ---------------------------------------------------------------------------------------- 1. Data
 
-TRAINING = 0    # training and evaluation draw from two streams of random numbers,
-EVALUATION = 1  # so that no model is ever judged by samples that it was trained on
+# Streams of random numbers. The weights of a new model come from a third one, and `Trainer` has a
+# generator of its own. So no model is ever judged by samples that it was trained on.
+TRAINING = 1
+EVALUATION = 2
 
 
 def sample(batch, n_sparse, p, seed, step=0, stream=TRAINING):
@@ -48,7 +51,8 @@ def sample(batch, n_sparse, p, seed, step=0, stream=TRAINING):
     Returns an array (batch, n_sparse) float32. Raises ValueError for p outside (0, 1], batch or
     n_sparse below 1, seed or step below 0.
 
-    This is the law of x. If you change it, change it in `draw_rows` and `theory.variance` too.
+    This is the law of x. `draw_rows` draws it too, and all formulas of theory.py are integrals over
+    it: another law needs other formulas there.
     """
     shape = whole_number("batch", batch, 1), whole_number("n_sparse", n_sparse, 1)
     p = probability(p, n_sparse)
@@ -89,7 +93,8 @@ class Autoencoder:
         for name, array, expected in zip(Parameters._fields, arrays, (shape, shape, shape[:1])):
             require(array.shape == expected, f"{name}'s shape", array.shape, expected)
             finite = array.dtype.kind in "fiu" and (np.abs(array) <= np.finfo(dtype).max).all()
-            require(finite, name, array.dtype.name, f"real numbers, finite in {dtype.__name__}")
+            found = f"{array.dtype.name}, not all of them so"
+            require(finite, name, found, f"real numbers, finite in {dtype.__name__}")
 
         # In one piece of memory, row after row, as the compiled loops expect it.
         self.n_sparse, self.n_dense = shape
@@ -142,7 +147,7 @@ class Autoencoder:
         error = np.maximum(z, 0) - x
         loss = float(np.mean(error**2, dtype=np.float64))
 
-        # Backward through ReLU, which passes a gradient on only where its output is not 0.
+        # Backward through ReLU. Where its output is 0 it passes no gradient.
         dz = 2 / error.size * error * (z > 0)  # (batch, n_sparse)
         # Backward through the decoder and the bias, and then through the encoder.
         d_bias = dz.sum(axis=0)
@@ -164,7 +169,8 @@ class Autoencoder:
 
 # ------------------------------------------------------------------------------------ 3. Training
 
-BETA1 = 0.9     # how much of Adam's running mean of gradients stays in each step
+# Adam's constants. Change them here: compiled loops keep the values that they were compiled with.
+BETA1 = 0.9     # how much of the running mean of gradients stays in each step
 BETA2 = 0.999   # the same for the running mean of their squares
 EPSILON = 1e-7  # as in the paper's training code
 
@@ -187,19 +193,20 @@ def adam(weight, gradient, mean, square, t, lr):
 
 
 def linear_start(n_sparse, n_dense, p, rng):
-    """Start as the best linear autoencoder with random weights: Parameters in float64.
+    """Random tied weights with the best gain for a linear model: Parameters in float64.
 
-    Tie the weights, encoder = decoder, and let each row point in a random direction and have the
-    length √g. Then W_ii = g exactly, and W_ij is random with E W_ij² = g²/n_dense. Without ReLU,
-    and with the means taken care of by the bias, feature i has on average the loss
+    Tied means encoder = decoder. Let each row point in a random direction and have the length √g.
+    Then W_ii = g exactly, and W_ij is random with E W_ij² = g²/n_dense. Leave ReLU away, and let
+    the bias take care of the means. Then feature i has on average the loss
 
         Var x [(1 − g)² + Σ_{j≠i} E W_ij²]  ≈  Var x [(1 − g)² + g²/r],      r = n_dense/n_sparse.
 
-    It is least at g = r/(1 + r), and below Var x there. So training begins better than a model
-    that answers the mean, whatever r and p are.
+    It is least at g = r/(1 + r), where it is Var x/(1 + r). ReLU can only help, because x ≥ 0. So
+    training begins better than a model that answers the mean, whatever r and p are.
 
     The bias lets the mean input E x_j = p_j/2 give the mean output: b_i = p_i/2 − Σ_j W_ij p_j/2.
-    All W_ii are positive, so that no feature is dead from the start (see `dead_features`).
+    All W_ii are positive, so that no feature starts with an output that it can never move (see
+    `dead_features`).
     """
     # Gaussian rows have no preferred direction; then give each the length √g.
     encoder = rng.standard_normal((n_sparse, n_dense))
@@ -213,7 +220,8 @@ def linear_start(n_sparse, n_dense, p, rng):
 
 
 def paper_start(n_sparse, n_dense, p, rng):
-    """The start of the paper's code: everything uniform in ±1/√fan_in, so half the W_ii < 0."""
+    """The start of the paper's code: uniform in ±1/√(number of inputs of the layer), so that half
+    of the W_ii are negative."""
     encoder = rng.uniform(-1, 1, (n_sparse, n_dense)) / math.sqrt(n_sparse)
     decoder = rng.uniform(-1, 1, (n_sparse, n_dense)) / math.sqrt(n_dense)
     bias = rng.uniform(-1, 1, n_sparse) / math.sqrt(n_dense)
@@ -281,7 +289,7 @@ class PlainTrainer:
         done = f"{len(self.losses)} steps done"
         return f"{type(self).__name__}(n_sparse={self.n_sparse}, n_dense={self.n_dense}, {done})"
 
-    @np.errstate(over="ignore", invalid="ignore")  # a run that diverges shows it by its loss
+    @np.errstate(over="ignore", invalid="ignore")  # whoever calls it sees NaN in the loss
     def step(self, lr):
         """Train on one fresh batch at rate lr > 0; useful ones are up to `peak_rate(n_sparse)`.
 
@@ -301,7 +309,7 @@ class PlainTrainer:
         return loss
 
     def _arrays(self):
-        """Weights, Adam's means and squares: with the losses all that changes in training."""
+        """Weights, Adam's means and squares: everything that training changes, but the losses."""
         return [*self.model.parameters, *self.means, *self.squares]
 
     def save(self, path):
@@ -348,7 +356,7 @@ def evaluate(model, p, samples, seed):
     """
     require(hasattr(model, "forward"), "model", model, "one with n_sparse and forward(x)")
     samples = whole_number("samples", samples, 1)
-    at_once = max(1, 2**21 // model.n_sparse)  # samples whose arrays are small beside memory
+    at_once = max(1, 2**21 // model.n_sparse)  # so that an array has about two million numbers
 
     # Samples are independent, but the features of one sample share their hidden units and are not.
     # So the error comes from how the losses of whole samples scatter.
@@ -366,9 +374,10 @@ def dead_features(model, p, samples=256, seed=0):
     """Which features are dead: (n_sparse,) bool. A dead feature has output 0 in every sample, even
     if x_i is turned to 1; then ReLU passes no gradient, and training can't bring it back.
 
-    Features die of two causes. A start with W_ii < 0, as half of the paper's start has: x_i lowers
-    its own output, and the bias falls until nothing comes through. And too high a rate: Adam moves
-    all biases alike, and below a certain point there is no way back.
+    Features die of two causes. One is a start with W_ii < 0, as half of the paper's start has: then
+    x_i lowers its own output, and the bias falls until nothing comes through. The other is too high
+    a rate: Adam's steps have nearly the same size for every bias, and one step too far down makes
+    the output 0 in every sample.
 
     model: an Autoencoder or a forge.PersianRug.
     """
@@ -394,16 +403,16 @@ def dead_features(model, p, samples=256, seed=0):
 # Early in training most outputs are still on. Then the products with dz are dense as well.
 # The loops below are compiled by Numba. Above each stands the NumPy line that it replaces.
 
-SILENT_BELOW = 1 / 5  # share of outputs that are on below which loops win; measured 1/10 … 1/3
-BLOCK = 256           # features whose gradients are made, then used by Adam, while in cache
+SILENT_BELOW = 1 / 5  # if fewer outputs are on, loops are faster (measured: from 1/10 … 1/3 on)
+BLOCK = 256           # features at a time: their gradients are still in cache when Adam takes them
 
 
 def compiled(function):
     """Compile `function` with Numba when it is first called, and keep the result on disk.
 
-    It runs without Python's lock, so that threads run at once. x/0 is infinity. Sums may be
-    reordered, which is what makes them fast, but NaN stays NaN. Where nothing can be written the
-    result is not kept.
+    nogil: it runs without Python's lock, so that threads run at once. error_model: x/0 is infinity.
+    fastmath: sums may be reordered, which makes them fast, but NaN stays NaN. Where nothing can be
+    written, or the disk is full, the result is not kept.
     """
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
     here = os.path.dirname(os.path.abspath(__file__))
@@ -418,7 +427,8 @@ class CSR(NamedTuple):
     """A matrix whose few entries are listed row by row ("compressed sparse rows").
 
     The entries of row k are starts[k] … starts[k + 1] − 1; entry e is values[e], in column
-    columns[e]. The two lists may have room for more entries than there are.
+    columns[e]. The two lists may have room for more entries than there are: a trainer's are made
+    once and filled anew in each step, and how many entries a batch has is random.
     """
 
     starts: np.ndarray   # (rows + 1,) int64
@@ -432,7 +442,7 @@ class CSR(NamedTuple):
 
 
 def empty_csr(rows, n_columns):
-    """A CSR without entries and with room for all. Memory that is never written costs nothing."""
+    """A CSR without entries and with room for all; memory is only taken by what is written."""
     starts = np.zeros(rows + 1, np.int64)
     columns = np.empty(rows * n_columns, np.int32)
     values = np.empty(rows * n_columns, np.float32)
@@ -449,7 +459,8 @@ def scramble(bits):
 
 @compiled
 def draw_rows(seed, step, first, p, x):
-    """`x = sample(…)`: the same law, other numbers. Fills the CSR x with rows first, first + 1, …
+    """`x = sample(…)`: the same law, other numbers. Fills x, a CSR, with the samples from number
+    `first` of the batch on.
 
     Most features are off, so the loop jumps from one that is on to the next. The number of features
     between the two is geometric, ⌊ln u / ln(1 − p)⌋ for u uniform in (0, 1). Row k of step t has a
@@ -520,12 +531,12 @@ def residual(z, bias, x, dz, row_losses, d_bias):
         z = (f - x) * (f > 0)              # the gradient dz, but for a factor
         d_bias += z.sum(axis=0)
 
-    What a row z[k] holds after each loop over its features:
+    What a row z[k] holds after each stage:
 
-        at first                    z, without the bias
-        after loop 1                f(x), the output
-        after loop 2                f(x) − x where f(x) > 0, else 0: the gradient
-        loops 3 and 4               read it only
+        at first         z, without the bias
+        after stage 1    f(x), the output
+        after stage 2    f(x) − x where f(x) > 0, else 0: the gradient
+        stages 3, 4      only read it
 
     The factor 2/(batch · n_sparse) of the gradient is left to `compiled_adam`. z, (rows, n_sparse),
     keeps the gradient for dense products; the CSR dz receives its entries that are not 0.
@@ -535,14 +546,13 @@ def residual(z, bias, x, dz, row_losses, d_bias):
     for k in range(len(z)):
         row = z[k]
 
-        # Loop 1: the output. Written so that NaN stays NaN.
+        # Stage 1: the output. Written so that NaN stays NaN.
         for i in range(n_sparse):
             before = row[i] + bias[i]
             row[i] = np.float32(0) if before <= 0 else before
 
-        # Loop 2: where x is off, f(x) already is the error f(x) − x. Where x is on, subtract it.
-        # A silent output is an error too, of −x, but one without a gradient: it only adds to the
-        # loss.
+        # Stage 2: where x is off, f(x) already is the error f(x) − x. Where x is on, subtract it.
+        # If the output is 0 there, the error is −x: it counts in the loss, but has no gradient.
         loss = np.float32(0)
         for e in range(x.starts[k], x.starts[k + 1]):
             i = x.columns[e]
@@ -551,14 +561,14 @@ def residual(z, bias, x, dz, row_losses, d_bias):
             else:
                 loss += x.values[e] * x.values[e]
 
-        # Loop 3: the sums.
+        # Stage 3: the sums.
         for i in range(n_sparse):
             loss += row[i] * row[i]
             d_bias[i] += row[i]
         row_losses[k] = loss
 
-        # Loop 4: list the entries that are not 0. Each column is written to the next free place,
-        # which moves on only if the entry is not 0: an addition costs less than a branch here.
+        # Stage 4: list the entries that are not 0. Every i is written to the next free place, but
+        # that place moves on only if the entry counts: here an addition is faster than a branch.
         for i in range(n_sparse):
             dz.columns[entry] = i
             entry += row[i] != 0
@@ -575,8 +585,9 @@ def transpose(rows):
     columns = np.empty(entries, np.int32)
     values = np.empty(entries, np.float32)
 
-    # Counted two places further on, so that after summing up, place[i + 1] is where the entries
-    # of column i begin. Handing out places moves it to their end, where column i + 1 begins.
+    # If columns 0, 1, 2 have 2, 0, 3 entries, these begin at 0, 2, 2 in the new lists. So let
+    # place = [0, 0, 2, 2, 5]: column i begins at place[i + 1]. Handing out places then moves each
+    # of them to the end of its column, where the next begins: [0, 2, 2, 5, 5], the new `starts`.
     place = np.zeros(rows.n_columns + 2, np.int64)
     for entry in range(entries):
         place[rows.columns[entry] + 2] += 1
@@ -653,7 +664,7 @@ class Trainer(PlainTrainer):
         self.dz = [empty_csr(size, self.n_sparse) for size in sizes]
         self.x_by_feature = [None] * self.threads    # CSRs (n_sparse, samples): x and dz transposed
         self.dz_by_feature = [None] * self.threads
-        self.mostly_silent = [None] * self.threads   # whether its dz is treated as a CSR
+        self.mostly_silent = [None] * self.threads   # whether few of its outputs are on
 
     def step(self, lr):
         """As PlainTrainer's. If it is interrupted, weights may be half updated."""
@@ -670,7 +681,10 @@ class Trainer(PlainTrainer):
         """Run half(k, *arguments) for k = 0 … threads − 1 at once, 0 on the caller's thread."""
         workers = thread_pool(os.getpid(), self.threads)
         others = [workers.submit(half, k, *arguments) for k in range(1, self.threads)]
-        half(0, *arguments)
+        try:
+            half(0, *arguments)
+        finally:
+            wait(others)  # even if interrupted, so that none of them writes on
         for other in others:
             other.result()
 
@@ -755,8 +769,8 @@ def cores():
 
 @functools.lru_cache
 def thread_pool(process, threads):
-    """The threads of a process. A forked child has none of its parent's, so it gets a pool of its
-    own; and as a trainer holds none, it can be copied and pickled."""
+    """The threads of a process. They belong to it and not to a trainer, because a forked child has
+    none of its parent's threads. That also lets a trainer be copied and pickled."""
     return ThreadPoolExecutor(threads)
 
 

@@ -1,550 +1,1244 @@
-"""The tests of the four files: every claim against something independent of the code.
+"""The tests of rug.py, theory.py, forge.py and train.py, in this order.
 
-Finite differences, closed forms, plain NumPy, Monte Carlo within its error, exact algebra, 30-digit
-values of the optimum. `python -m pytest -q` runs these and those of experiments/.
+Every claim is compared with something independent of the code: finite differences, closed forms,
+plain NumPy, exact algebra, 30-digit values, or Monte Carlo within its standard error. A test's name
+is its claim; a comment in its body derives what must be true. Some tables hold expressions as text,
+so that a failing test is named by them.
+
+`python -m pytest -q` runs these and those of experiments/.
 """
+import copy
+import doctest
+import inspect
+import io
+import itertools
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from math import cos, inf, log, nan, pi, sqrt
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy import allclose, array_equal
+from pytest import approx, raises
 
 import forge
 import rug
 import theory
 import train
+from rug import Autoencoder, PlainTrainer, Trainer, evaluate, sample
+from theory import optimum
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+cases = pytest.mark.parametrize
 
-# r, p, the optimum (loss, a, b, sigma), Bayes elementwise, oracle filter: in 30-digit arithmetic
-REFERENCE = [
-    (0.25, 0.045, 4.8557980886e-3, 1.2892146, -0.44583397, 0.26882907, 4.4802691e-3, 1.2204007e-3),
-    (0.1, 0.01, 9.9629899422e-4, 1.5249401, -0.59761204, 0.26313503, 8.8578961e-4, 2.0494759e-4),
-    (0.5, 0.1, 6.3757367333e-3, 1.2065038, -0.27883348, 0.21185511, 5.6250070e-3, 2.1054166e-3),
-    (0.05, 0.03, 8.5485359816e-3, 0.44991162, -0.28364068, 0.19389312, 8.3695337e-3, 1.7151675e-3),
-    (0.8, 0.3, 8.8355317013e-3, 1.0772529, -0.11317371, 0.14994725, 7.6998920e-3, 4.3510091e-3),
-    (0.02, 0.001, 7.3641673802e-5, 1.6783467, -0.64117080, 0.21441550, 6.0162594e-5, 1.2554600e-5),
-    (0.3, 0.6, 7.6097362644e-2, 0.33335389, 0.18982082, 0.16888468, 7.5222610e-2, 3.7628955e-2),
-    (0.002, 1e-4, 9.8842710815e-6, 1.9412133, -0.90601708, 0.25034944, 8.2678841e-6, 1.2757434e-6)]
+
+def lines(text):
+    """The lines of a table."""
+    return text.strip().splitlines()
+
+
+def table(text):
+    """The rows of a table of numbers."""
+    return [[eval(word) for word in line.split()] for line in lines(text)]
+
+
+@pytest.fixture(autouse=True)
+def one_blas_thread():
+    """BLAS's own threads would only wait for those of the tests."""
+    with rug.one_blas_thread():
+        yield
+
 
 def random_model(n_sparse, n_dense, dtype=np.float64):
+    """An Autoencoder with Gaussian weights."""
     rng = np.random.default_rng(0)
-    shapes = (n_sparse, n_dense), (n_sparse, n_dense), n_sparse
-    return rug.Autoencoder(*(rng.standard_normal(shape).astype(dtype) for shape in shapes))
+    shapes = [(n_sparse, n_dense), (n_sparse, n_dense), n_sparse]
+    return Autoencoder(*(rng.standard_normal(shape).astype(dtype) for shape in shapes))
 
-def trained(n_sparse, n_dense, p, steps, **settings):
-    trainer = rug.Trainer(n_sparse, n_dense, p, **settings)
+
+def in_float64(model):
+    """A copy of an Autoencoder."""
+    return Autoencoder(*(array.astype(np.float64) for array in model.parameters))
+
+
+def product(model):
+    """W = W_out W_in in float64."""
+    return model.decoder.astype(np.float64) @ model.encoder.T
+
+
+def variance(p):
+    """Var x = E x² − (E x)², with E x = p/2 and E x² = p/3."""
+    return p / 3 - p**2 / 4
+
+
+def dense(rows):
+    """A rug.CSR as an array."""
+    counts = np.diff(rows.starts)
+    k = np.repeat(np.arange(len(counts)), counts)
+    array = np.zeros((len(counts), rows.n_columns), np.float32)
+    array[k, rows.columns[:len(k)]] = rows.values[:len(k)]
+    return array
+
+
+def compiled_sample(batch, n_sparse, p, seed, step=0, first=0):
+    """What rug.draw_rows draws."""
+    x = rug.empty_csr(batch, n_sparse)
+    rug.draw_rows(np.uint64(seed), np.uint64(step), first, p, x)
+    return dense(x)
+
+
+def drawn(trainer):
+    """The batch of a Trainer's last step."""
+    return np.concatenate([dense(rows) for rows in trainer.x])
+
+
+def trained(trainer, steps):
+    """The trainer after some steps at the default rate."""
+    peak = rug.peak_rate(trainer.n_sparse)
     for step in range(steps):
-        trainer.step(train.learning_rate(step, steps, train.peak_rate(n_sparse)))
+        trainer.step(rug.learning_rate(step, steps, peak))
     return trainer
 
-# ------------------------------------------------------------------------------------------- rug.py
-@pytest.mark.parametrize("p", [0.003, 0.045, 0.5, 1.0])
-def test_samples_follow_the_sparse_law(p):
-    x = rug.sample(2000, 700, p, seed=5).dense().astype(np.float64)
-    on = x > 0  # u = 0 has probability 2⁻²⁴
-    assert abs(on.mean() - p) <= 4 * np.sqrt(p * (1 - p) / x.size) + 1e-6
-    for power, mean in ((1, p / 2), (2, p / 3), (4, p / 5)):
-        deviation = np.sqrt(p / (2 * power + 1) - mean**2)
-        assert abs((x**power).mean() - mean) < 4 * deviation / np.sqrt(x.size)
-    values = np.sort(x[on])
-    kolmogorov = np.abs(values - (np.arange(len(values)) + 0.5) / len(values)).max()
-    assert kolmogorov < 1.95 / np.sqrt(len(values))  # exceeded once in a thousand samples
-    centred = x - p / 2
-    for shifted in (centred[:, :-1] * centred[:, 1:], centred[:-1] * centred[1:]):
-        assert abs(shifted.mean()) < 4 * (p / 3 - p**2 / 4) / np.sqrt(shifted.size)
-    assert np.ptp(on.mean(axis=0)) <= 10 * np.sqrt(p * (1 - p) / len(x))  # no feature privileged
 
-def test_a_sample_depends_on_seed_step_and_row_alone():
-    whole = rug.sample(40, 300, 0.1, seed=3, step=7).dense()
-    assert (rug.sample(15, 300, 0.1, seed=3, step=7).dense() == whole[:15]).all()
-    assert not (rug.sample(40, 300, 0.1, seed=4, step=7).dense() == whole).all()
-    assert not (rug.sample(40, 300, 0.1, seed=3, step=8).dense() == whole).all()
-    trainer = rug.Trainer(300, 20, 0.1, batch=40, seed=3, threads=3)
+def same_weights(one, other):
+    """Whether two Autoencoders agree in every bit."""
+    return all(map(array_equal, one.parameters, other.parameters))
+
+
+def check_mean(values, expected):
+    """Monte Carlo: is the mean of independent values as expected, within 4 standard errors?"""
+    error = values.std() / sqrt(values.size)
+    assert abs(values.mean() - expected) <= 4 * error + 1e-12
+
+
+# ------------------------------------------------------------------------------- rug.py: the data
+
+LAWS = [
+    *itertools.product([sample, compiled_sample], [0.003, 0.045, 0.5, 1.0]),
+    (sample, np.linspace(0.01, 1, 700)),
+]
+
+
+@pytest.fixture(scope="module", params=LAWS)
+def law(request):
+    """Samples, and the probability of each feature."""
+    draw, p = request.param
+    return draw(2000, 700, p, seed=5).astype(float), np.full(700, p)
+
+
+def test_each_feature_is_on_with_its_own_probability(law):
+    x, p = law
+    on = x > 0
+    check_mean(on, p.mean())
+
+    # The mean of n Bernoulli variables has the standard error √(p (1 − p) / n). In 2000 trials one
+    # of 700 columns is 5 errors away by chance.
+    error = np.sqrt(p * (1 - p) / len(x))
+    assert np.all(abs(on.mean(axis=0) - p) <= 5 * error)
+
+
+@cases("power", [1, 2, 4])
+def test_samples_have_the_moments_of_the_law(law, power):
+    # E x^k = p ∫₀¹ u^k du.
+    x, p = law
+    check_mean(x**power, p.mean() / (power + 1))
+
+
+def test_values_of_features_that_are_on_are_uniform(law):
+    x, _ = law
+    values = np.sort(x[x > 0])
+
+    # Kolmogorov and Smirnov: the k-th of n sorted uniform numbers is near (k + 1/2)/n. By chance
+    # the largest distance exceeds 1.95/√n once in a thousand times.
+    n = len(values)
+    expected = (np.arange(n) + 0.5) / n
+    assert abs(values - expected).max() < 1.95 / sqrt(n)
+
+
+def test_neighbouring_features_and_samples_are_uncorrelated(law):
+    x, p = law
+    centred = x - p / 2
+    check_mean(centred[:, :-1] * centred[:, 1:], 0)
+    check_mean(centred[:-1] * centred[1:], 0)
+
+
+@cases("draw, last", [
+    (sample, (rug.TRAINING, rug.EVALUATION)),
+    (compiled_sample, (0, 1)),  # the row
+])
+def test_no_two_seeds_steps_streams_or_rows_share_samples(draw, last):
+    # Two samples of 300 features, of which 30 are on, are never equal by chance.
+    places = itertools.product(range(3), range(3), last)
+    samples = {draw(1, 300, 0.1, *place).tobytes() for place in places}
+    assert len(samples) == 3 * 3 * 2
+
+
+def test_threads_draw_the_rows_of_one_batch():
+    trainer = Trainer(300, 20, 0.1, batch=40, seed=3, threads=3)
     trainer.step(1e-3)
-    drawn = np.concatenate([part.dense() for part in trainer.x])
-    assert (drawn == rug.sample(40, 300, 0.1, seed=3).dense()).all()
+    assert array_equal(drawn(trainer), compiled_sample(40, 300, 0.1, seed=3))
+
+
+# ------------------------------------------------------------------------------ rug.py: the model
+
+def test_forward_is_relu_of_w_x_plus_bias():
+    model = random_model(9, 4)
+    x = np.random.default_rng(1).random((6, 9))
+    z = x @ product(model).T + model.bias
+    assert allclose(model.preactivation(x), z)
+    assert allclose(model.forward(x), np.maximum(z, 0))
+    assert allclose(model.diagonal, np.diag(product(model)))
+
 
 def test_gradients_match_finite_differences():
-    model, x = random_model(9, 4), np.random.default_rng(1).random((6, 9))
-    _, gradients = model.loss_and_gradients(x)
-    for name, gradient in gradients._asdict().items():
-        array = getattr(model, name)
+    model = random_model(9, 4)
+    x = np.random.default_rng(1).random((6, 9))
+    loss, gradients = model.loss_and_gradients(x)
+
+    def loss_after(array, index, change):
+        array[index] += change
+        output = np.maximum(x @ product(model).T + model.bias, 0)
+        array[index] -= change
+        return np.mean((output - x)**2)
+
+    assert loss == approx(loss_after(model.bias, 0, 0))
+    for array, gradient in zip(model.parameters, gradients):
         for index in np.ndindex(array.shape):
-            kept, losses = array[index], []
-            for change in (1e-6, -1e-6):
-                array[index] = kept + change
-                z = x @ model.encoder @ model.decoder.T + model.bias
-                losses.append(np.mean((np.maximum(z, 0) - x)**2) / 2e-6)
-            array[index] = kept
-            assert gradient[index] == pytest.approx(losses[0] - losses[1], rel=1e-5, abs=1e-9)
+            rise = loss_after(array, index, 1e-6) - loss_after(array, index, -1e-6)
+            assert gradient[index] == approx(rise / 2e-6, rel=1e-5, abs=1e-9)
 
-def test_adam_is_adam():
-    trainer = rug.PlainTrainer(12, 5, 0.3, batch=20, seed=2)
-    weights = [array.astype(float) for array in trainer.weights]
-    means, squares = ([np.zeros_like(array) for array in weights] for _ in range(2))
-    for t in range(1, 4):
-        x = rug.sample(20, 12, 0.3, seed=2, step=t - 1).dense().astype(float)
-        loss, gradients = rug.Autoencoder(*weights).loss_and_gradients(x)
-        assert trainer.step(0.01) == pytest.approx(loss, rel=1e-5)
-        for k, g in enumerate(gradients):
-            means[k] = 0.9 * means[k] + 0.1 * g
-            squares[k] = 0.999 * squares[k] + 0.001 * g**2
-            root = np.sqrt(squares[k] / (1 - 0.999**t)) + 1e-7
-            weights[k] -= 0.01 * means[k] / (1 - 0.9**t) / root
-            assert np.allclose(trainer.means[k], means[k], rtol=1e-2, atol=1e-6)
-            assert np.allclose(trainer.squares[k], squares[k], rtol=1e-2, atol=1e-10)
-            assert np.abs(trainer.weights[k] - weights[k]).max() < 2e-4  # of steps of 0.01
 
-@pytest.mark.parametrize("n_sparse, n_dense, p, batch, threads, shift", [
-    (40, 7, 0.1, 33, 1, 0), (600, 40, 0.05, 128, 3, 0), (600, 40, 0.05, 128, 2, -0.4),
-    (17, 5, 1.0, 8, 2, 0), (1, 1, 0.5, 3, 1, 0), (64, 64, 0.3, 50, 4, -0.6)])
-def test_the_fast_path_is_the_plain_path(n_sparse, n_dense, p, batch, threads, shift):
-    plain = rug.PlainTrainer(n_sparse, n_dense, p, batch, seed=2)
-    fast = rug.Trainer(n_sparse, n_dense, p, batch, seed=2, threads=threads)
-    for trainer in (plain, fast):
-        trainer.weights.bias[:] += shift
-    for t in range(3):
-        assert fast.step(0.01) == pytest.approx(plain.step(0.01), rel=1e-5)
-        if t == 0:  # Adam's mean is 0.1 of the first gradient
-            assert all(fast.sparse) == (shift < 0)  # both kinds of products are tried
-            for mine, its in zip(fast.means, plain.means):
-                assert np.allclose(mine, its, rtol=1e-4, atol=1e-5 * np.abs(its).max())
-    for mine, its in zip(fast.weights, plain.weights):
-        assert np.abs(mine - its).max() < 2e-4
-
-def test_threads_change_only_the_rounding():
-    losses = []
-    for threads in (1, 2, 3, 1):
-        trainer = rug.Trainer(200, 30, 0.05, batch=100, threads=threads)
-        losses.append([trainer.step(2e-3) for _ in range(60)])
-    assert np.allclose(losses[0], losses[1:3], rtol=1e-4) and losses[0] == losses[3]
-
-def test_the_linear_start_is_the_best_linear_one():
-    n, d, p = 900, 300, 0.1
-    model = rug.Trainer(n, d, p, batch=1).model
-    w = (model.decoder @ model.encoder.T).astype(float)
-    assert np.allclose(np.diag(w), 0.25, atol=1e-6)  # r/(1 + r)
-    assert np.allclose(w.sum(axis=1) * p / 2 + model.bias, p / 2, atol=1e-6)
-    x = rug.sample(2000, n, p, seed=1).dense() - p / 2
-    losses = [np.mean((gain * x @ w.T - x)**2) for gain in (0.9, 1, 1.1)]
-    expected = theory.variance(p) * (0.75**2 + 0.25**2 * 3)
-    assert min(losses) == losses[1] == pytest.approx(expected, rel=0.02)
-    for n, d, p in ((128, 1, 0.6), (512, 5, 0.1), (2048, 61, 0.4), (999, 800, 0.6), (256, 8, 0.02)):
-        trainer = rug.Trainer(n, d, p)
-        assert not rug.dead_features(trainer.model, p).any()
-        assert trainer.step(1e-9) < 1.02 * theory.variance(p)
-
-def test_the_paper_start_is_uniform():
-    for array, fan_in in zip(rug.Trainer(900, 400, 0.1, init="paper").weights, (900, 400, 400)):
-        assert array.std() == pytest.approx((3 * fan_in)**-0.5, rel=0.1)
-        assert np.abs(array).max() <= fan_in**-0.5
-
-def test_evaluate_knows_its_error():
-    zero, p = np.zeros((50, 1)), 0.3
-    constant = rug.Autoencoder(zero, zero, np.full(50, p / 2))  # it loses Var x
-    losses, errors = np.transpose([rug.evaluate(constant, p, 500, seed) for seed in range(200)])
-    deviations = (losses - (p / 3 - p**2 / 4)) / errors
-    assert abs(deviations.mean()) < 4 / 200**0.5 and 0.8 < deviations.std() < 1.2
-
-def test_evaluation_uses_every_sample_once_and_none_of_training():
-    seen = []
-    class Watcher:
-        n_sparse = 2**20
-        def forward(self, x):
-            seen.extend(tuple(np.flatnonzero(row)[:3]) for row in x)
-            return x
-    assert rug.evaluate(Watcher(), 1e-4, 6, seed=0) == (0, 0)
-    for step in range(20):
-        rows = rug.sample(6, 2**20, 1e-4, 0, step).dense()
-        seen.extend(tuple(np.flatnonzero(row)[:3]) for row in rows)
-    assert len(set(seen)) == 6 + 20 * 6
-
-def test_dead_features_are_counted():
-    model = rug.Autoencoder(np.eye(4), np.diag([1, -1, 1, 0]), np.array([-0.5, -0.1, -1.1, 0.1]))
+def test_dead_features_are_those_that_nothing_turns_on():
+    # W is diagonal. Turned to 1, x_i gives W_ii + b_i: 0.5, −1.1, −0.1 and 0.1.
+    bias = np.array([-0.5, -0.1, -1.1, 0.1])
+    model = Autoencoder(np.eye(4), np.diag([1, -1, 1, 0]), bias)
     assert rug.dead_features(model, 0.2).tolist() == [False, True, True, False]
 
+
+# ------------------------------------------------------------------------------- rug.py: training
+
+@cases("scale", [1, 1e-7])  # at the second one the gradients are as small as ε
+def test_adam_is_its_formula(scale):
+    gradient = scale * np.random.default_rng(0).standard_normal(3)
+    weight, mean, square = np.zeros((3, 3))
+    expected = 0
+    for t in range(1, 6):
+        rug.adam(weight, gradient * (t == 1), mean, square, t, lr=0.01)
+
+        # A single gradient enters m with the weight 0.1 and v with 0.001, and fades from there.
+        m = 0.1 * 0.9**(t - 1) * gradient / (1 - 0.9**t)
+        v = 0.001 * 0.999**(t - 1) * gradient**2 / (1 - 0.999**t)
+        expected -= 0.01 * m / (np.sqrt(v) + 1e-7)
+    assert allclose(weight, expected, rtol=1e-10, atol=0)
+
+
+def test_the_learning_rate_falls_as_half_a_cosine():
+    # (1 + cos 2x)/2 = cos² x
+    for step in range(60):
+        assert rug.learning_rate(step, 60, peak=8) == approx(8 * cos(pi * step / 120)**2)
+
+
+def test_the_defaults_train_below_the_theory():
+    trainer = trained(Trainer(64, 16, 0.045, batch=256), rug.default_steps(0.045))
+    loss, error = evaluate(trainer.model, 0.045, 2**14, seed=1)
+    assert loss + 4 * error < 0.8 * optimum(0.25, 0.045).loss
+
+
+def check_steps(trainer, draw):
+    """Compare three steps with plain gradients and `rug.adam`, in float64, on the same samples."""
+    model = in_float64(trainer.model)
+    means = [np.zeros_like(array) for array in model.parameters]
+    squares = copy.deepcopy(means)
+    for t in (1, 2, 3):
+        loss = trainer.step(0.01)
+        expected, gradients = model.loss_and_gradients(draw(trainer))
+        assert loss == trainer.losses[-1] == approx(expected, rel=1e-5)
+        for arrays in zip(model.parameters, gradients, means, squares):
+            rug.adam(*arrays, t, 0.01)
+        if t == 1:  # Adam's mean is 0.1 of the first gradient
+            for found, mean in zip(trainer.means, means):
+                assert allclose(found, mean, rtol=1e-4, atol=1e-5 * abs(mean).max())
+    for found, weight in zip(trainer.model.parameters, model.parameters):
+        assert abs(found - weight).max() < 2e-4  # of three steps of 0.01
+
+
+@cases("p", [0.3, np.linspace(0.1, 1, 12)])
+def test_plain_steps_are_adam_on_the_gradients(p):
+    trainer = PlainTrainer(12, 5, p, batch=20, seed=2)
+    check_steps(trainer, lambda trainer: sample(20, 12, p, 2, len(trainer.losses) - 1))
+
+
+# The bias is shifted to silence outputs: none of them; so many that all threads skip zeros; or so
+# many that one thread of four does.
+@cases("n_sparse, n_dense, p, batch, threads, shift", table("""
+40   7   0.1   33   1   0
+40   7   0.1   1    1   0
+600  40  0.05  128  3   0
+600  40  0.05  128  2  -0.12
+17   5   1.0   8    2   0
+1    1   0.5   3    1   0
+64   64  0.3   50   4  -0.6
+64   16  0.1   40   4  -0.1
+"""))
+def test_the_fast_path_is_the_plain_path(n_sparse, n_dense, p, batch, threads, shift):
+    trainer = Trainer(n_sparse, n_dense, p, batch, seed=2, threads=threads)
+    trainer.model.bias[:] += shift
+    check_steps(trainer, drawn)
+
+    # Loops replace a dense product where less than a fifth of the outputs are on.
+    for rows, silent in zip(trainer.rows, trainer.mostly_silent):
+        assert silent == (np.mean(trainer.z[rows] != 0) <= 0.2)
+
+
+@cases("n_sparse, p", table("""
+2**10  0.05
+2**17  0.05
+2**19  1e-3
+2**20  1e-4
+"""))
+def test_summing_the_loss_in_float32_does_no_harm(n_sparse, p):
+    trainer = Trainer(n_sparse, 3, p, batch=4, init="paper")
+    start = in_float64(trainer.model)
+    loss = trainer.step(1e-3)
+    x = drawn(trainer).astype(float)
+    assert loss == approx(np.mean((start.forward(x) - x)**2), rel=1e-5)
+
+
+@cases("p", [0.1, np.linspace(0.01, 1, 900)])
+def test_the_linear_start_answers_the_mean_input_with_the_mean(p):
+    model = PlainTrainer(900, 300, p).model
+    mean = np.full(900, p / 2)
+    assert allclose(product(model) @ mean + model.bias, mean, atol=1e-6)
+
+
+def test_the_linear_start_is_the_best_without_relu():
+    # Then the loss over Var x is Σ_ij (W − I)_ij² / n. With W_ii = g and E Σ_j≠i W_ij² = g²/r it is
+    # (1 − g)² + g²/r, least at g = r/(1 + r), here 1/4. So no other gain is better.
+    w = product(Trainer(900, 300, 0.1).model)
+    losses = [np.sum((gain * w - np.eye(900))**2) / 900 for gain in (0.9, 1, 1.1)]
+    assert allclose(np.diag(w), 1 / 4, atol=1e-6)
+    assert losses[1] == min(losses) == approx(0.75**2 + 0.25**2 * 3, rel=0.02)
+
+
+@cases("n_sparse, n_dense, p", table("""
+128   1    0.6
+512   5    0.1
+2048  61   0.4
+999   800  0.6
+256   8    0.02
+"""))
+def test_the_linear_start_is_alive_and_beats_the_mean(n_sparse, n_dense, p):
+    trainer = Trainer(n_sparse, n_dense, p)
+    assert not rug.dead_features(trainer.model, p).any()
+    assert trainer.step(1e-9) < 1.02 * variance(p)
+
+
+def test_the_paper_start_is_uniform():
+    # Uniform numbers in ±h have the deviation h/√3.
+    model = Trainer(900, 400, 0.1, init="paper").model
+    for array, fan_in in zip(model.parameters, [900, 400, 400]):
+        assert array.std() == approx((3 * fan_in)**-0.5, rel=0.1)
+        assert abs(array).max() <= fan_in**-0.5
+
+
+def test_a_trainer_starts_from_a_given_model_and_leaves_it():
+    given = random_model(12, 5, np.float32)
+    kept = copy.deepcopy(given)
+    trainer = Trainer(12, 5, 0.3, init=given)
+    assert same_weights(trainer.model, given)
+    trainer.step(0.1)
+    assert same_weights(given, kept)
+
+
 def test_a_network_as_wide_as_its_input_learns_the_identity():
-    trainer = trained(6, 6, 0.3, 1500, batch=256)
-    assert rug.evaluate(trainer.model, 0.3, 4096, seed=1).loss < 1e-6
-    x = rug.sample(256, 6, 0.3, seed=0, step=1500).dense().astype(float)
-    plain = rug.Autoencoder(*(array.astype(float) for array in trainer.weights))
-    assert trainer.step(1e-9) == pytest.approx(plain.loss_and_gradients(x)[0], rel=1e-2)
-    assert np.allclose(trainer.model.decoder @ trainer.model.encoder.T, np.eye(6), atol=0.01)
+    model = trained(Trainer(6, 6, 0.3, batch=256), 1500).model
+    assert evaluate(model, 0.3, 4096, seed=1).loss < 1e-6
+    assert allclose(product(model), np.eye(6), atol=0.01)
+
 
 def test_two_features_on_one_unit_learn_a_digon():
-    """Each silences the other, and they lose less than the p²/6 of W = [[1, −1], [−1, 1]]."""
-    model = trained(2, 1, 0.1, 2000, batch=512).model
-    w = model.decoder @ model.encoder.T
-    assert (np.diag(w) > 0.9).all() and w[0, 1] < 0 and w[1, 0] < 0
-    assert 0.1**2 / 9 < rug.evaluate(model, 0.1, 2**17, seed=1).loss < 0.1**2 / 6
+    model = trained(Trainer(2, 1, 0.1, batch=512), 2000).model
+    w = product(model)
+    assert w.diagonal().min() > 0.9
+    assert max(w[0, 1], w[1, 0]) < 0
 
-@pytest.mark.parametrize("n_sparse, p", [
-    (2**10, 0.05), (2**17, 0.05), (2**19, 1e-3), (2**20, 1e-4)])
-def test_the_loss_is_summed_in_float32_without_harm(n_sparse, p):
-    trainer = rug.Trainer(n_sparse, 3, p, batch=4, init="linear" if p > 1e-4 else "paper")
-    start = rug.Autoencoder(*(array.astype(float) for array in trainer.weights))
-    x = rug.sample(4, n_sparse, p, 0).dense().astype(float)
-    assert trainer.step(1e-3) == pytest.approx(np.mean((start.forward(x) - x)**2), rel=1e-5)
+    # Each silences the other. W = [[1, −1], [−1, 1]] has the loss p²/6, and others are better.
+    assert 0.1**2 / 9 < evaluate(model, 0.1, 2**17, seed=1).loss < 0.1**2 / 6
 
-def test_the_order_of_imports_does_not_matter():
-    """BLAS has one thread even if NumPy came first (nothing is printed: not NumPy's OpenBLAS)."""
-    code = ("import numpy as np; import rug, ctypes, glob\n"
-            "for path in glob.glob(np.__path__[0] + '.libs/libscipy_openblas64*'):\n"
-            "    print(ctypes.CDLL(path).scipy_openblas_get_num_threads64_())")
-    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout in ("1\n", "")
 
-# ---------------------------------------------------------------------------------------- theory.py
-@pytest.mark.parametrize("r, p, loss, a, b, sigma, bayes, oracle", REFERENCE)
-def test_theory_matches_thirty_digit_values(r, p, loss, a, b, sigma, bayes, oracle):
-    best = theory.optimum(r, p)
-    assert best.loss == pytest.approx(loss, rel=1e-8)
-    assert (best.a, best.b, best.sigma) == pytest.approx((a, b, sigma), rel=1e-6)
-    assert theory.symmetric_loss(*best[1:], p) == pytest.approx(loss, rel=1e-8)
-    assert theory.linear_loss(r, p) == pytest.approx((p / 3 - p**2 / 4) * (1 - r))
-    assert theory.bayes_loss(r, p) == pytest.approx(bayes, rel=1e-6)
-    assert theory.oracle_loss(r, p) == pytest.approx(oracle, rel=1e-6)
+@cases("make", lines("""
+sample(2, 30, 0.5, seed)
+PlainTrainer(32, 8, 0.1, seed=seed).model.encoder
+trained(Trainer(200, 30, 0.05, 100, seed, threads=3), 60).model.encoder
+forge.persian_rug(32, 8, 0.1, seed).rows
+forge.random_projector(32, 8, 0.1, seed).encoder
+"""))
+def test_the_seed_decides(make):
+    three, again, four = (eval(make, globals(), {"seed": seed}) for seed in (3, 3, 4))
+    assert array_equal(three, again)
+    assert not array_equal(three, four)
 
-@pytest.mark.parametrize("a, b, sigma, p", [
-    (1.3, -0.4, 0.27, 0.05), (0.0, 0.2, 0.3, 0.5), (-0.7, 0.3, 0.01, 1.0), (0.9, 0.1, 0.0, 0.3),
-    (0.02, -0.1, 1.5, 0.2)])
-def test_symmetric_loss_is_what_sampling_finds(a, b, sigma, p):
+
+# -------------------------------------------------------------------------------- rug.py: quality
+
+MANY_P = np.linspace(0.01, 1, 50)
+
+
+# The mean as an answer costs Var x. An answer x_i + x_0 costs E x_0² = p/3; all features of a
+# sample then have the same error, so a sample counts as one number and not as fifty.
+@cases("p, answer, expected", [
+    (0.3, lambda x: 0 * x + 0.15, variance(0.3)),
+    (MANY_P, lambda x: 0 * x + MANY_P / 2, variance(MANY_P).mean()),
+    (0.3, lambda x: x + x[:, :1], 0.3 / 3),
+])
+def test_evaluate_knows_its_error(p, answer, expected):
+    model = SimpleNamespace(n_sparse=50, forward=answer)
+    losses, errors = np.transpose([evaluate(model, p, 500, seed) for seed in range(200)])
+    deviations = (losses - expected) / errors
+    assert abs(deviations.mean()) < 4 / sqrt(200)
+    assert 0.8 < deviations.std() < 1.2
+
+
+def test_evaluation_draws_samples_that_nothing_else_draws():
+    # 2¹⁹ features are evaluated four samples at a time. Training draws batches of four here.
+    seen = []
+    model = SimpleNamespace(n_sparse=2**19, forward=lambda x: seen.append(x) or x)
+    assert evaluate(model, 1e-4, 6, seed=0) == (0, 0)
+    seen += [sample(4, 2**19, 1e-4, 0, step) for step in range(6)]
+    rows = np.concatenate(seen)
+    assert len({*map(bytes, rows)}) == len(rows) == 6 + 6 * 4
+
+
+# ---------------------------------------------------------------------------------- rug.py: files
+
+@cases("kind, settings", [
+    (PlainTrainer, {"p": 0.1}),
+    (PlainTrainer, {"p": np.linspace(0.01, 1, 64)}),
+    (Trainer, {"p": 0.1, "threads": 3}),
+])
+def test_a_loaded_trainer_goes_on_to_the_same_bits(kind, settings, tmp_path):
+    trainer = trained(kind(64, 16, batch=50, seed=4, init="paper", **settings), 3)
+    trainer.save(tmp_path / "checkpoint")
+    loaded = kind.load(tmp_path / "checkpoint")
+    assert same_weights(trained(loaded, 4).model, trained(trainer, 4).model)
+    assert loaded.losses == trainer.losses
+
+
+@cases("copied", ["copy.deepcopy(trainer)", "pickle.loads(pickle.dumps(trainer))"])
+def test_copies_of_a_trainer_go_on_to_the_same_bits(copied):
+    trainer = trained(Trainer(32, 8, 0.1, threads=3), 1)
+    twin = eval(copied)
+    assert same_weights(trained(trainer, 3).model, trained(twin, 3).model)
+    assert trainer.losses == twin.losses
+
+
+@cases("dtype", [np.float32, np.float64])
+def test_models_survive_the_disk(dtype, tmp_path):
+    model = random_model(12, 5, dtype)
+    model.save(tmp_path / "model.npz")
+    loaded = Autoencoder.load(tmp_path / "model.npz")
+    assert loaded.encoder.dtype == dtype
+    assert same_weights(loaded, model)
+    assert os.listdir(tmp_path) == ["model.npz"]
+
+
+class Malice:
+    """What a pickle could do: make a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+@cases("damaged", lines("""
+b""
+b"hello"
+good[:len(good) // 2]
+good[:-30]
+good[:500] + bytes([good[500] ^ 255]) + good[501:]
+pickle.dumps(Malice())
+"""))
+def test_damaged_files_are_refused_and_run_no_code(damaged, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = Path("file")
+    Trainer(8, 2, 0.5).save(file)
+    good = file.read_bytes()
+    file.write_bytes(eval(damaged))
+    with raises(ValueError, match="file"):
+        Trainer.load(file)
+    assert os.listdir() == ["file"]
+
+
+@cases("change", lines("""
+kind="Autoencoder"
+state=np.full(3 * 8 * 5, nan)
+p=2.0
+p=np.array([0.5, 0.5])
+losses=np.array([Malice()], object)
+"""))
+def test_foreign_arrays_are_refused_and_run_no_code(change, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Trainer(8, 2, 0.5).save("file.npz")
+    with np.load("file.npz") as data:
+        arrays = dict(data)
+    np.savez("file.npz", **arrays | eval(f"dict({change})"))
+    with raises(ValueError):
+        Trainer.load("file.npz")
+    assert os.listdir() == ["file.npz"]
+
+
+def test_a_missing_file_is_an_oserror(tmp_path):
+    with raises(OSError):
+        Autoencoder.load(tmp_path / "missing.npz")
+
+
+@cases("mistake", [OSError(28, "No space left on device"), KeyboardInterrupt("No space")])
+def test_a_write_that_fails_leaves_what_was_there(mistake, tmp_path):
+    path = tmp_path / "model.npz"
+    path.write_bytes(b"before")
+    with raises(type(mistake), match="No space"), rug.replacing(path) as file:
+        file.write(b"half")
+        raise mistake
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["model.npz"]
+
+
+# --------------------------------------------------------------------------- theory.py: the losses
+
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(60)
+
+
+def gauss_legendre(low, high):
+    """Nodes and weights of the integral from low to high, arrays, along a new last axis."""
+    half = (high - low)[..., None] / 2
+    return low[..., None] + half * (1 + NODES), half * WEIGHTS
+
+
+def relu_integral(mean, sigma, power):
+    """E ReLU(mean + σz)^power: an integral over z from where ReLU bends to 12 deviations."""
+    bend = np.clip(-mean / max(sigma, 1e-300), -12, 12)
+    z, weights = gauss_legendre(bend, np.full_like(bend, 12))
+    output = mean[..., None] + sigma * z
+    density = np.exp(-z**2 / 2) / sqrt(2 * pi)
+    return (weights * density * output**power).sum(axis=-1)
+
+
+def loss_integral(a, b, sigma, p):
+    """E (x − ReLU(ax + b + σz))²: for x = 0, and over x = u in pieces of σ/|a| around its bend."""
+    bends = (sigma * np.arange(-12, 13) - b) / (a or 1e-300)
+    edges = np.unique(np.clip([0, 1, *bends], 0, 1))
+    u, weights = gauss_legendre(edges[:-1], edges[1:])
+    mean = a * u + b
+    on = u**2 - 2 * u * relu_integral(mean, sigma, 1) + relu_integral(mean, sigma, 2)
+    off = relu_integral(np.array(b), sigma, 2)
+    return (1 - p) * off + p * (weights * on).sum()
+
+
+@cases("p", [1e-4, 0.045, 0.5, 1.0])
+def test_symmetric_loss_is_the_integral(p):
+    # Numbers of all sizes and signs, a third of them 0.
     rng = np.random.default_rng(0)
-    x = rng.random(10**6) * (rng.random(10**6) < p)
-    errors = (np.maximum(a * x + b + sigma * rng.standard_normal(10**6), 0) - x)**2
-    predicted = theory.symmetric_loss(a, b, sigma, p)
-    assert predicted == pytest.approx(errors.mean(), abs=4 * errors.std() / 1e3)
+    size = 10**rng.uniform(-8, 1, (3, 60))
+    a, b, sigma = size * rng.choice([-1, 0, 1], (3, 60))
+    expected = [loss_integral(*place, p) for place in zip(a, b, abs(sigma))]
+    found = theory.symmetric_loss(a, b, abs(sigma), p)
+    assert allclose(found, expected, rtol=1e-9, atol=1e-14)
 
-@pytest.mark.parametrize("mean, std", [(0.3, 0.5), (-1.0, 0.4), (2.0, 0), (-2.0, 0), (0.0, 1.0)])
-def test_relu_moments_are_what_sampling_finds(mean, std):
-    output = np.maximum(mean + std * np.random.default_rng(1).standard_normal(10**6), 0)
-    for moment, values in zip(theory.relu_moments(mean, std), (output, output**2)):
-        assert moment == pytest.approx(values.mean(), abs=4 * values.std() / 1e3 + 1e-12)
 
-def test_no_nearby_parameters_do_better_than_the_optimum():
-    for r, p, *_ in REFERENCE:
-        best = theory.optimum(r, p)
-        for da, db in np.random.default_rng(0).normal(0, 0.05, (20, 2)):
-            a, sigma = best.a * (1 + da), best.sigma * (1 + da)
-            nearby = theory.symmetric_loss(a, best.b + db * best.sigma, sigma, p)
-            assert nearby >= best.loss * (1 - 1e-9)
+@cases("mean, std", table("""
+ 0.3  0.5
+-1.0  0.4
+ 2.0  0
+-2.0  0
+ 0.0  1.0
+"""))
+def test_relu_moments_are_the_integrals(mean, std):
+    expected = [relu_integral(np.array(mean), std, power) for power in (1, 2)]
+    assert theory.relu_moments(mean, std) == approx(expected, rel=1e-10)
 
-@pytest.mark.parametrize("r, p", [(0.25, 0.045), (0.6, 0.2), (0.05, 0.03)])
+
+# In 30-digit arithmetic: r, p, the optimum's loss, a, b and σ, Bayes elementwise, oracle filter.
+REFERENCE = table("""
+0.25  0.045 4.8557980886e-3 1.2892146  -0.44583397 0.26882907 4.4802691e-3 1.2204007e-3
+0.1   0.01  9.9629899422e-4 1.5249401  -0.59761204 0.26313503 8.8578961e-4 2.0494759e-4
+0.5   0.1   6.3757367333e-3 1.2065038  -0.27883348 0.21185511 5.6250070e-3 2.1054166e-3
+0.05  0.03  8.5485359816e-3 0.44991162 -0.28364068 0.19389312 8.3695337e-3 1.7151675e-3
+0.8   0.3   8.8355317013e-3 1.0772529  -0.11317371 0.14994725 7.6998920e-3 4.3510091e-3
+0.02  0.001 7.3641673802e-5 1.6783467  -0.64117080 0.21441550 6.0162594e-5 1.2554600e-5
+0.3   0.6   7.6097362644e-2 0.33335389  0.18982082 0.16888468 7.5222610e-2 3.7628955e-2
+0.002 1e-4  9.8842710815e-6 1.9412133  -0.90601708 0.25034944 8.2678841e-6 1.2757434e-6
+""")
+
+
+@cases("r, p, loss, a, b, sigma, bayes, oracle", REFERENCE)
+def test_losses_match_thirty_digit_values(r, p, loss, a, b, sigma, bayes, oracle):
+    best = optimum(r, p)
+    assert best.loss == approx(loss, rel=1e-8)
+    assert best[1:] == approx((a, b, sigma), rel=1e-6)
+    assert theory.bayes_loss(r, p) == approx(bayes, rel=1e-6)
+    assert theory.oracle_loss(r, p) == approx(oracle, rel=1e-6)
+    assert theory.linear_loss(r, p) == approx(variance(p) * (1 - r))
+
+
+everywhere = cases("r, p", list(itertools.product(
+    [1e-4, 1e-3, 0.02, 0.1, 0.25, 0.5, 0.9, 0.999, 1.0],
+    [1e-10, 1e-6, 1e-4, 0.01, 0.1, 0.5, 0.9, 1.0],
+)))
+
+
+@everywhere
+def test_no_threshold_beats_the_optimum(r, p):
+    # For b = −at and σ = as the loss is a parabola in a, L = p/3 − 2aA + a²B. Its values at a = 1
+    # and a = 2 give A and B, and so its least value, p/3 − A²/B.
+    s = sqrt((1 / r - 1) * variance(p)) + 1e-9
+    t = s * np.sinh(np.linspace(-6, 3, 3001))
+    loss_1 = theory.symmetric_loss(1, -t, s, p)
+    loss_2 = theory.symmetric_loss(2, -2 * t, 2 * s, p)
+    power = (loss_2 - 2 * loss_1 + p / 3) / 2
+    overlap = (p / 3 + power - loss_1) / 2
+    least = np.min(p / 3 - overlap**2 / np.maximum(power, 1e-12 * p))
+    loss, *place = optimum(r, p)
+    assert loss <= least * (1 + 1e-9) + 1e-9 * p
+    assert loss == approx(theory.symmetric_loss(*place, p), rel=1e-8, abs=1e-15 * p)
+
+
+@everywhere
+def test_bounds_are_in_order(r, p):
+    bounds = [
+        theory.oracle_loss(r, p),
+        theory.bayes_loss(r, p),
+        optimum(r, p).loss,
+        theory.linear_loss(r, p),
+    ]
+    for low, high in itertools.pairwise(bounds):
+        assert low <= high * (1 + 2e-8) + 1e-15
+
+
+@cases("r, p", table("""
+0.25  0.045
+0.6   0.2
+0.05  0.03
+"""))
 def test_bayes_and_oracle_are_conditional_variances(r, p):
-    """The best function of y leaves the variance of x at given y, here in small bins of y."""
-    rng, n = np.random.default_rng(0), 2**22
-    on = rng.random(n) < p
-    x = rng.random(n) * on
-    y = x + np.sqrt((1 / r - 1) * (p / 3 - p**2 / 4)) * rng.standard_normal(n)
+    rng = np.random.default_rng(0)
+    on = rng.random(2**22) < p
+    x = rng.random(2**22) * on
+    y = x + sqrt((1 / r - 1) * variance(p)) * rng.standard_normal(2**22)
+
+    # The best function of y leaves the variance of x at given y, here in small bins of y.
     def left(x, y):
-        bins = x[np.argsort(y)][:len(x) // 256 * 256].reshape(-1, 256)
-        return bins.var(axis=1, ddof=1).mean()
-    assert theory.bayes_loss(r, p) == pytest.approx(left(x, y), rel=0.01)
-    assert theory.oracle_loss(r, p) == pytest.approx(p * left(x[on], y[on]), rel=0.01)
+        bins = np.array_split(x[np.argsort(y)], len(x) // 256)
+        return np.mean([part.var(ddof=1) for part in bins])
 
-def test_bounds_are_in_order_everywhere():
-    for r in (1e-4, 1e-3, 0.02, 0.1, 0.25, 0.5, 0.9, 0.999, 1.0):
-        for p in (1e-6, 1e-4, 0.01, 0.1, 0.5, 0.9, 1.0):
-            bounds = [theory.oracle_loss(r, p), theory.bayes_loss(r, p), theory.optimum(r, p).loss,
-                      theory.linear_loss(r, p)]
-            for low, high in zip(bounds, bounds[1:]):
-                assert low <= high * (1 + 2e-8) + 1e-15, (r, p, bounds)
-    assert theory.optimum(1.0, 0.3) == (0, 1, 0, 0)
-    assert theory.bayes_loss(1, 0.3) == 0 == theory.oracle_loss(1, 0.3)
-    assert theory.optimum(0.3, 1.0).loss == pytest.approx(0.7 / 12, rel=0.02)  # little to clip
+    assert theory.bayes_loss(r, p) == approx(left(x, y), rel=0.01)
+    assert theory.oracle_loss(r, p) == approx(p * left(x[on], y[on]), rel=0.01)
 
-def test_the_noise_floor_holds_and_less_noise_is_better():
-    w = random_model(30, 6).decoder @ random_model(30, 6).encoder.T
-    assert np.trace(w)**2 <= 6 * (w**2).sum()  # hence Σ_{j≠i} W_ij² ≥ a² (1/r − 1)
-    for p in (1e-4, 0.045, 0.5, 0.95):
-        losses = [theory.optimum(r, p).loss for r in np.geomspace(1e-3, 1, 60)]
-        assert all(more > less for more, less in zip(losses, losses[1:]))
 
-def test_the_scaling_law_is_the_limit():
-    tiny = 1e-80
-    for above in (2, 3, 10):
-        r = above * theory.critical_ratio(tiny)
-        limit = theory.scaling_loss(r, tiny)
-        assert theory.optimum(r, tiny).loss == pytest.approx(limit, rel=0.025)
-    gaps = [theory.scaling_loss(10 * r, p) / theory.optimum(10 * r, p).loss - 1
-            for r, p in ((theory.critical_ratio(p), p) for p in (1e-12, 1e-20, 1e-40, 1e-80))]
+def test_a_hidden_unit_for_each_feature_loses_nothing():
+    assert optimum(1.0, 0.3) == (0, 1, 0, 0)
+    assert theory.bayes_loss(1, 0.3) == theory.oracle_loss(1, 0.3) == 0
+
+
+@cases("p", [1e-4, 0.045, 0.5, 0.95])
+def test_less_noise_is_better(p):
+    losses = [optimum(r, p).loss for r in np.geomspace(1e-3, 1, 60)]
+    assert max(np.diff(losses)) < 0
+
+
+def test_no_other_matrix_has_less_noise():
+    # (tr W)² ≤ rank · Σ W_ij², hence Σ_j≠i W_ij² ≥ a² (1/r − 1) on average, a the mean of W_ii.
+    numbers = theory.feature_statistics(random_model(64, 16), 0.1)
+    noise = numbers.sigma.std()**2 + numbers.sigma.mean()**2
+    assert noise > (theory.noise_per_signal(0.25, 0.1) * numbers.a.mean())**2
+
+
+TINY = 1e-80
+
+
+@cases("above", [2, 3, 10])
+def test_the_scaling_law_is_the_limit(above):
+    r = above * theory.critical_ratio(TINY)
+    assert optimum(r, TINY).loss == approx(theory.scaling_loss(r, TINY), rel=0.025)
+
+
+def test_the_limit_is_approached():
+    gaps = []
+    for p in (1e-12, 1e-20, 1e-40, 1e-80):
+        r = 10 * theory.critical_ratio(p)
+        gaps.append(theory.scaling_loss(r, p) / optimum(r, p).loss)
     assert gaps == sorted(gaps, reverse=True)
-    bayes = theory.bayes_loss(4 * theory.critical_ratio(tiny), tiny) / theory.variance(tiny)
-    assert bayes == pytest.approx(0.5**3, rel=0.05)  # t³
-    below, p = 0.5 * theory.critical_ratio(1e-6), 1e-6
-    assert theory.scaling_loss(below, p) == theory.variance(p)
-    assert theory.optimum(below, p).loss > 0.98 * theory.variance(p)
-    assert theory.critical_ratio(0.01) == pytest.approx(2 / 300 * np.log(100))
+
+
+def test_bayes_loses_only_signals_below_the_threshold():
+    # In the limit that is Var x t³, with t² = r_c/r = 1/4.
+    bayes = theory.bayes_loss(4 * theory.critical_ratio(TINY), TINY)
+    assert bayes == approx(variance(TINY) / 8, rel=0.05)
+
+
+def test_nothing_is_heard_below_the_critical_ratio():
+    # r is half of r_c = (2/3) p ln(1/p).
+    r = 1e-6 / 3 * log(1e6)
+    assert theory.critical_ratio(1e-6) == approx(2 * r)
+    assert theory.scaling_loss(r, 1e-6) == approx(variance(1e-6))
+    assert optimum(r, 1e-6).loss > 0.98 * variance(1e-6)
+
+
+@cases("p", [0.003, 0.03, 0.3])
+@cases("over_tangent", [0.3, 0.9, 1.1])
+def test_dropping_keeps_the_best_fraction(p, over_tangent):
+    r = over_tangent * theory.tangent_ratio(p)
+    kept = np.linspace(r, 1, 120)
+    losses = [q * optimum(min(r / q, 1), p).loss + (1 - q) * variance(p) for q in kept]
+    assert theory.dropping_loss(r, p) == approx(min(losses), rel=1e-3)
+    assert (theory.kept_fraction(r, p) < 1) == (over_tangent < 1)
+
+
+def test_the_tangent_ratio_has_its_limit():
+    # With k = r/r_c and t² = 1/k, the steepest line from (0, Var x) to the scaling law.
+    k = np.linspace(1.001, 4, 10000)
+    gain = (1 - 0.75 / k - 0.25 / k**1.5) / k
+    limit = k[gain.argmax()] * theory.critical_ratio(1e-100)
+    assert theory.tangent_ratio(1e-100) == approx(limit, rel=0.01)
+
+
+# ---------------------------------------------------------------------- theory.py: numbers of a W
 
 def test_macroscopics_of_a_known_matrix(monkeypatch):
     monkeypatch.setattr(theory, "BLOCK_ENTRIES", 200)  # several blocks of rows
-    model, p = random_model(30, 8), 0.2
-    w = model.decoder @ model.encoder.T
-    others = [np.delete(w[i], i) for i in range(30)]
-    expected = {
-        "a": np.diag(w), "bias": model.bias,
-        "effective_bias": model.bias + 0.1 * np.array([row.sum() for row in others]),
-        "sigma": [np.sqrt((p / 3 - p**2 / 4) * (row**2).sum()) for row in others],
-        "lyapunov": [(np.abs(row)**3).sum() / (row**2).sum()**1.5 for row in others],
-        "skewness": [((row - row.mean())**3).mean() / row.std()**3 for row in others]}
-    for name, values in expected.items():
-        found = getattr(theory.feature_statistics(model, p), name)
-        mean_and_spread = getattr(theory.macroscopics(model, p), name)
-        assert found == pytest.approx(np.array(values), rel=1e-9)
-        assert mean_and_spread == pytest.approx((np.mean(values), np.std(values)), rel=1e-9)
+    model = random_model(30, 8)
+    w = product(model)
+    others = w[~np.eye(30, dtype=bool)].reshape(30, 29)
+    squares = (others**2).sum(axis=1)
+    sigma = np.sqrt(variance(0.2) * squares)
+    centred = others - others.mean(axis=1, keepdims=True)
 
-# ----------------------------------------------------------------------------------------- forge.py
-@pytest.mark.parametrize("n", [1, 2, 8, 128])
-def test_walsh_hadamard_is_the_matrix(n):
-    matrix = np.array([[(-1)**bin(i & j).count("1") for j in range(n)] for i in range(n)])
-    x = np.random.default_rng(0).integers(-50, 50, (3, n))
-    kept = x.copy()
-    assert (forge.walsh_hadamard(x) == x @ matrix).all() and (x == kept).all()
-    assert (forge.walsh_hadamard(forge.walsh_hadamard(x)) == n * x).all()
-    assert (forge.walsh_hadamard(x.astype(np.int8)) == x @ matrix).all()  # no overflow
+    # Cumulants of a sum add up. The third of x is E x³ − 3 E x² E x + 2 (E x)³ = (p/4)(1 − p)².
+    expected = theory.FeatureStatistics(
+        a=np.diag(w),
+        bias=model.bias,
+        effective_bias=model.bias + 0.1 * others.sum(axis=1),
+        sigma=sigma,
+        lyapunov=(abs(others)**3).sum(axis=1) / squares**1.5,
+        skewness=(centred**3).mean(axis=1) / others.std(axis=1)**3,
+        nu_skewness=0.05 * 0.8**2 * (others**3).sum(axis=1) / sigma**3)
+    assert allclose(theory.feature_statistics(model, 0.2), expected, rtol=1e-9)
+    spreads = [(x.mean(), x.std()) for x in expected]
+    assert allclose(theory.macroscopics(model, 0.2), spreads, rtol=1e-9)
 
-def test_the_rug_is_exactly_symmetric():
-    n_sparse, n_dense, p = 64, 24, 0.1
-    forged = forge.persian_rug(n_sparse, n_dense, p, seed=3)
-    dense, i = forged.autoencoder(), np.arange(n_sparse)
-    w = dense.decoder.astype(float) @ dense.encoder.T
-    assert np.allclose(w, forged.a * forged.kernel[i[:, None] ^ i], atol=1e-6)
-    assert np.linalg.matrix_rank(w, tol=1e-4) == n_dense
-    assert np.allclose(w @ w, forged.a * n_sparse / n_dense * w, atol=1e-4)  # a scaled projector
-    assert np.allclose(w.sum(axis=1), 0, atol=1e-5)
-    numbers, best = theory.macroscopics(dense, p), theory.optimum(n_dense / n_sparse, p)
-    assert all(spread < 1e-6 for _, spread in numbers)
-    for name, value in (("a", best.a), ("effective_bias", best.b), ("sigma", best.sigma)):
-        assert getattr(numbers, name)[0] == pytest.approx(value, rel=1e-5)
-    x = rug.sample(20, n_sparse, p, seed=0).dense()
-    assert np.allclose(forged.forward(x), dense.forward(x), atol=1e-5)
-    assert np.allclose(forged.encode(x), x @ dense.encoder, atol=1e-5)
-    assert all(0 not in forge.persian_rug(8, 6, p, seed).rows for seed in range(10))
-    whole = forge.persian_rug(16, 16, p, seed=0)
-    assert np.allclose(whole.forward(x[:, :16]), x[:, :16], atol=1e-6)
 
-def test_row_0_adds_to_the_third_cumulant_of_the_interference():
-    for rows in (forge.persian_rug(128, 32, 0.045, seed).rows for seed in range(5)):
-        kernels = [forge.walsh_hadamard(np.bincount(some, minlength=128))[1:] / 32
-                   for some in (rows, [0, *rows[1:]])]
-        third_without, third_with = ((kernel**3).sum() for kernel in kernels)
-        assert third_with - third_without > 0.5 * 3 / 32 * (kernels[0]**2).sum()
+def test_interference_leans_as_predicted():
+    model = random_model(6, 3)
+    x = sample(2**20, 6, 0.2, seed=0).astype(float)
+    nu = model.preactivation(x) - model.diagonal * x
+    numbers = theory.feature_statistics(model, 0.2)
+    cubes = ((nu - numbers.effective_bias) / numbers.sigma)**3
+    for values, expected in zip(cubes.T, numbers.nu_skewness):
+        check_mean(values, expected)
 
-@pytest.mark.parametrize("n_sparse, r, p", [
-    (8192, 0.25, 0.045), (8192, 0.5, 0.3), (65536, 0.1, 0.01)])
+
+def test_lyapunov_counts_equal_interferers():
+    # Feature 0 hears k = 9 others equally loudly, Λ = 9/9^1.5. The others hear nothing.
+    decoder = np.eye(10)
+    decoder[0, 1:] = -0.3
+    numbers = theory.feature_statistics(Autoencoder(np.eye(10), decoder, np.zeros(10)), 0.1)
+    assert numbers.lyapunov == approx([1 / 3] + [0] * 9)
+    assert not numbers.skewness.any()
+
+
+# ---------------------------------------------------------------------------------------- forge.py
+
+P = 0.1
+RUG = forge.persian_rug(64, 24, P, seed=3)
+RUG_W = product(RUG.autoencoder())
+X = sample(20, 64, P, seed=0)
+
+
+@cases("dtype", [np.int8, np.float16, np.float32, np.float64])
+@cases("bits", [0, 1, 3, 7])
+def test_walsh_hadamard_is_the_matrix(bits, dtype):
+    matrix = np.eye(1)
+    for _ in range(bits):
+        matrix = np.kron([[1, 1], [1, -1]], matrix)
+    x = np.random.default_rng(0).integers(-50, 50, (3, 2**bits))
+    narrow = x.astype(dtype)
+    found = forge.walsh_hadamard(narrow)
+    assert array_equal(found, x @ matrix)  # int8 and float16 would overflow
+    assert array_equal(forge.walsh_hadamard(found), 2**bits * x)
+    assert array_equal(narrow, x)
+    assert (found.dtype == np.float32) == (dtype == np.float32)
+
+
+def test_the_rug_is_a_kernel_of_i_xor_j():
+    i = np.arange(64)
+    assert allclose(RUG_W, RUG.a * RUG.kernel[i[:, None] ^ i], atol=1e-6)
+
+
+def test_the_rug_is_a_scaled_projector():
+    assert allclose(RUG_W @ RUG_W, RUG.a * 64 / 24 * RUG_W, atol=1e-4)
+    assert np.linalg.matrix_rank(RUG_W, tol=1e-4) == 24
+    assert allclose(RUG_W.sum(axis=1), 0, atol=1e-5)
+
+
+def test_all_features_of_the_rug_have_the_optimal_numbers():
+    numbers = theory.macroscopics(RUG.autoencoder(), P)
+    assert max(spread for _, spread in numbers) < 1e-6
+    found = numbers.a.mean, numbers.effective_bias.mean, numbers.sigma.mean
+    assert found == approx(optimum(24 / 64, P)[1:], rel=1e-5)
+
+
+def test_two_transforms_are_the_dense_model():
+    model = RUG.autoencoder()
+    assert allclose(RUG.encode(X), X @ model.encoder, atol=1e-5)
+    assert allclose(RUG.forward(X), model.forward(X), atol=1e-5)
+    assert RUG.forward(X).dtype == np.float32
+    assert array_equal(rug.dead_features(RUG, P), rug.dead_features(model, P))
+
+
+def test_row_0_stays_out_unless_all_rows_are_in():
+    for seed in range(10):
+        assert min(forge.persian_rug(8, 6, P, seed).rows) > 0
+    whole = forge.persian_rug(64, 64, P, seed=0)
+    assert allclose(whole.forward(X), X, atol=1e-6)
+
+
+@cases("seed", range(5))
+def test_row_0_adds_to_the_third_cumulant_of_the_interference(seed):
+    rows = forge.persian_rug(128, 32, 0.045, seed).rows
+    without = forge.PersianRug(128, rows, 1, 0).kernel[1:]
+    having = forge.PersianRug(128, [0, *rows[1:]], 1, 0).kernel[1:]
+
+    # It adds 1/n_dense to every W_ij, and so about 3/n_dense Σ W_ij² to Σ W_ij³.
+    gain = (having**3).sum() - (without**3).sum()
+    assert gain > 0.5 * 3 / 32 * (without**2).sum()
+
+
+@cases("n_sparse, r, p", table("""
+8192   0.25  0.045
+8192   0.5   0.3
+65536  0.1   0.01
+"""))
 def test_a_large_rug_reaches_the_theory(n_sparse, r, p):
-    forged = forge.persian_rug(n_sparse, round(n_sparse * r), p, seed=0)
-    loss, error = rug.evaluate(forged, p, 2**23 // n_sparse, seed=1)
-    predicted = theory.optimum(forged.n_dense / n_sparse, p).loss
+    forged = forge.rug_at(n_sparse, r, p, seed=0)
+    loss, error = evaluate(forged, p, 2**23 // n_sparse, seed=1)
+    predicted = optimum(forged.n_dense / n_sparse, p).loss
     assert 4 * error < 0.05 * predicted
-    assert loss == pytest.approx(predicted, abs=0.01 * predicted + 4 * error)
+    assert loss == approx(predicted, abs=0.01 * predicted + 4 * error)
+
+
+def test_rug_at_is_the_nearest_rug():
+    assert repr(forge.rug_at(100, 0.3, P, 0)) == "PersianRug(n_sparse=128, n_dense=38)"
+    assert repr(forge.rug_at(9, 1e-4, P, 0)) == "PersianRug(n_sparse=8, n_dense=1)"
+
 
 def test_the_random_projector_is_a_projector_near_the_theory():
-    p, model = 0.045, forge.random_projector(2048, 512, 0.045, seed=0)
-    assert np.allclose(model.encoder.T @ model.encoder, np.eye(512), atol=1e-4)
-    numbers, best = theory.macroscopics(model, p), theory.optimum(0.25, p)
-    assert numbers.a[0] == pytest.approx(best.a, rel=1e-4)
-    assert numbers.effective_bias == pytest.approx((best.b, 0), rel=1e-4, abs=1e-5)
-    assert rug.evaluate(model, p, 4000, seed=0).loss == pytest.approx(best.loss, rel=0.05)
+    model = forge.random_projector(2048, 512, 0.045, seed=0)
+    numbers = theory.macroscopics(model, 0.045)
+    best = optimum(0.25, 0.045)
+    assert allclose(model.encoder.T @ model.encoder, np.eye(512), atol=1e-4)
+    assert numbers.a.mean == approx(best.a, rel=1e-4)
+    assert numbers.effective_bias == approx((best.b, 0), rel=1e-4, abs=1e-5)
+    assert evaluate(model, 0.045, 4000, seed=0).loss == approx(best.loss, rel=0.05)
 
-# --------------------------------------------------------------------------------- files and faults
-@pytest.mark.parametrize("kind", [rug.PlainTrainer, rug.Trainer])
-def test_resumed_training_is_uninterrupted_training(kind, tmp_path):
-    threads = {} if kind is rug.PlainTrainer else {"threads": 3}
-    whole, part = (kind(64, 16, 0.1, batch=50, seed=4, init="paper", **threads) for _ in range(2))
-    for trainer in (*[whole] * 7, *[part] * 3):
-        trainer.step(3e-3)
-    part.save(tmp_path / "checkpoint", steps=7)
-    rest = kind.load(tmp_path / "checkpoint")
-    for _ in range(4):
-        rest.step(3e-3)
-    assert rest.losses == whole.losses and rest.notes == {"steps": 7}
-    assert all(getattr(rest, name) == getattr(whole, name) for name in kind.SETTINGS)
-    for ours, theirs in zip(rest.state, whole.state):
-        assert all((mine == its).all() for mine, its in zip(ours, theirs))
 
-def test_models_survive_the_disk(tmp_path):
-    for dtype in (np.float32, np.float64):
-        model = random_model(12, 5, dtype)
-        model.save(tmp_path / "model.npz", seed=3)
-        loaded = rug.Autoencoder.load(tmp_path / "model.npz")
-        assert loaded.encoder.dtype == dtype
-        for name in rug.Parameters._fields:
-            assert (getattr(loaded, name) == getattr(model, name)).all()
-    assert os.listdir(tmp_path) == ["model.npz"]
+def test_no_direction_is_preferred_by_the_random_projector():
+    # A uniform direction is that of a Gaussian vector: its entries, times √n, have the fourth
+    # moment 3. That of other vectors is another.
+    direction = forge.random_projector(10**5, 1, 0.3, seed=0).encoder.astype(float)
+    check_mean(1e10 * direction**4, 3)
 
-class Malice:  # what a pickle could do
-    __reduce__ = lambda self: (os.mkdir, ("harm",))
 
-def test_damaged_and_foreign_files_are_refused_and_run_no_code(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rug.Trainer(8, 2, 0.5, batch=2).save(tmp_path / "good")
-    good = (tmp_path / "good").read_bytes()
-    random_model(4, 2).save(tmp_path / "model")
-    contents = {"empty": b"", "text": b"hello", "half": good[:len(good) // 2], "cut": good[:-30],
-                "flipped": good[:500] + bytes([good[500] ^ 255]) + good[501:],
-                "model": (tmp_path / "model").read_bytes(), "pickled": pickle.dumps(Malice())}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=name):
-            rug.Trainer.load(tmp_path / name)
-    with np.load(tmp_path / "good") as data:
-        arrays = dict(data)
-    for change in ({"bias": np.full((3, 8), NAN, np.float32)}, {"bias": np.zeros(9, np.float32)},
-                   {"encoder": np.zeros((3, 8, 2))}, {"p": 2.0}, {"p": np.array([0.5, 0.5])},
-                   {"losses": np.array([Malice()], object)}, {"n_sparse": 2**30, "n_dense": 2**20}):
-        np.savez(tmp_path / "changed.npz", **{**arrays, **change})
-        with pytest.raises(ValueError):
-            rug.Trainer.load(tmp_path / "changed.npz")
-    with pytest.raises(OSError):
-        rug.Autoencoder.load(tmp_path / "missing.npz")
-    assert not (tmp_path / "harm").exists()
+# ------------------------------------------------------------------------------ mistaken arguments
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path):
-    path = tmp_path / "model.npz"
-    random_model(4, 2).save(path)
-    before = path.read_bytes()
-    with pytest.raises(OSError, match="model.npz could not be written: No space"):
-        with rug.replacing(path) as file:
-            file.write(b"half")
-            raise OSError(28, "No space left on device")
-    with pytest.raises(KeyboardInterrupt):
-        with rug.replacing(path):
-            raise KeyboardInterrupt
-    with pytest.raises(ValueError, match="numbers or strings"):
-        MODEL.save(path, lr=None)
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.npz"]
+# Arguments, a good value of each, and wrong ones.
+ARGUMENTS = lines("""
+batch     2          0  -1  2.5  '8'  None  2**40
+samples   4          0  -1  2.5  '8'  None  2**40
+n_sparse  16         0  -1  2.5  '8'  None  2**40
+n_dense   4          0  -1  2.5  '8'  None  2**40  17
+threads   1          0  -1  1.5  '2'  10**6
+seed      0          -1  0.5  None
+step      0          -1  0.5  None
+p         0.3        0  -0.1  1.1  nan  'x'  None  [0.5]
+r         0.7        0  -0.1  1.1  nan  'x'  None  [0.5]
+ratio     0.7        0  -0.1  1.1  nan  'x'  None  [0.5]
+lr        0.1        0  -1  nan  inf  'x'  None  10**400
+a         1.0        nan  'x'  None
+b         0.5        inf  'x'  None
+mean      0.0        nan  'x'  None
+sigma     0.1        -1  nan  'x'
+std       1.0        -1  nan  'x'
+init      'linear'   'tied'  3  None  ['paper']
+model     MODEL      None  3
+encoder   ones(4,2)  ones(4)  ones(4,2)*nan  ones(4,2)*1j  'x'  None
+decoder   ones(4,2)  ones(4)  ones(2,4)  ones(4,2)*nan  ones(4,2)*1j  'x'  None
+bias      ones(4)    ones(3)  ones(4)*inf  'x'  None
+x         ones(3,4)  ones(3,5)  ones(2,0)  3.0  'abcd'  None  ones(3,4)*1j
+""")
+FUNCTIONS = """
+optimum theory.noise_per_signal theory.linear_loss theory.bayes_loss theory.oracle_loss
+theory.scaling_loss theory.tangent_ratio theory.kept_fraction theory.dropping_loss theory.variance
+theory.critical_ratio theory.symmetric_loss theory.relu_moments theory.feature_statistics
+theory.macroscopics
+sample evaluate Autoencoder MODEL.forward MODEL.loss_and_gradients Trainer PlainTrainer
+Trainer(8,2,0.5).step PlainTrainer(8,2,0.5).step
+forge.walsh_hadamard forge.persian_rug forge.rug_at forge.random_projector
+""".split()
+MODEL = random_model(4, 2)
 
-def test_a_diverging_run_stops_and_its_last_checkpoint_stays(tmp_path):
-    trainer = rug.Trainer(16, 4, 0.3, batch=8)
-    trainer.step(1e-3)
-    trainer.weights.bias[:] = np.nan
-    with pytest.raises(ValueError, match="--lr 0.5"):
-        train.train(trainer, 2, 0.5, tmp_path / "checkpoint", 1.0)
-    assert not os.listdir(tmp_path)
-    least, noise = theory.variance(0.3), np.random.default_rng(0).normal(0, 1e-4, 400)
-    for level, steps in ((0.97, 400), (1.03, 1000)):  # better than Var x; in its first half
-        trainer.losses = list(level * least + noise)
-        train.check_loss(trainer, steps, 0.5)
-    with pytest.raises(ValueError, match="--lr 0.5 .*at most"):
-        train.check_loss(trainer, 400, 0.5)
 
-# ------------------------------------------------------------------------------- mistaken arguments
-NAN, INF = float("nan"), float("inf")
-FRACTION, SEED = (0, -0.1, 1.1, NAN, "x", None, [0.5]), (-1, 0.5, None)
-COUNT = 0, -1, 2.5, "8", None, 2**40
-MODEL = rug.Autoencoder(np.ones((4, 2)), np.ones((4, 2)), np.ones(4))
-MATRIX = np.ones(4), np.ones((2, 4)), np.full((4, 2), NAN), np.ones((4, 2)) * 1j, "x", None
-P, R, DRAW = {"p": (0.5, FRACTION)}, {"r": (0.5, FRACTION)}, {"seed": (0, SEED)}
-A_MODEL = {"model": (MODEL, (None, 3))}
-SIZES = {"n_sparse": (16, COUNT), "n_dense": (4, (*COUNT, 17)), **P, **DRAW}
-CALLS = [  # function, {argument: (a good value, bad ones)}
-    (rug.sample, {"batch": (2, COUNT), "n_sparse": (5, COUNT), "step": (0, SEED)} | P | DRAW),
-    (rug.Autoencoder, {"encoder": (np.ones((4, 2)), MATRIX), "decoder": (np.ones((4, 2)), MATRIX),
-                       "bias": (np.ones(4), (np.ones(3), np.full(4, INF), "x", None))}),
-    (MODEL.forward, {"x": (np.ones((3, 4)), (np.ones((3, 5)), np.ones((0, 4)), "x", None))}),
-    (MODEL.loss_and_gradients, {"x": (np.ones((3, 4)), (np.ones(4), np.ones((3, 4)) * 1j))}),
-    (rug.evaluate, A_MODEL | P | {"samples": (4, COUNT)} | DRAW),
-    (rug.dead_features, A_MODEL | P),
-    (rug.Trainer, SIZES | {"batch": (4, COUNT), "init": ("linear", ("tied", 3, None, ["paper"])),
-                           "threads": (1, (0, -1, 1.5, "2", 10**6))}),
-    *((kind(8, 2, 0.5, batch=2).step, {"lr": (0.1, (0, -1, NAN, INF, "x", None, 10**400))})
-      for kind in (rug.Trainer, rug.PlainTrainer)),
-    (theory.relu_moments, {"mean": (0.0, (NAN, "x", None)), "std": (1.0, (-1, NAN, "x"))}),
-    (theory.symmetric_loss, {"a": (1.0, (NAN, "x", [1.0, 2.0])), "b": (0.0, (INF, None)),
-                             "sigma": (0.1, (-1, NAN))} | P),
-    *((function, R | P) for function in (
-        theory.optimum, theory.noise_per_signal, theory.linear_loss, theory.bayes_loss,
-        theory.oracle_loss, theory.scaling_loss)),
-    (theory.variance, P), (theory.critical_ratio, P),
-    (theory.feature_statistics, A_MODEL | P), (theory.macroscopics, A_MODEL | P),
-    (forge.walsh_hadamard, {"x": (np.ones(8), (np.ones(6), np.ones((2, 0)), 3.0, "abcd", None))}),
-    (forge.persian_rug, SIZES | {"n_sparse": (16, (*COUNT, 12))}), (forge.random_projector, SIZES)]
+def ones(*shape):
+    return np.ones(shape)
 
-@pytest.mark.parametrize("function, arguments", CALLS)
-def test_mistakes_are_named(function, arguments):
-    good = {name: value for name, (value, _) in arguments.items()}
+
+def known_arguments(function):
+    """{name: [good value, wrong value, …]} of the function's arguments that the table knows."""
+    known = {}
+    for line in ARGUMENTS:
+        name, *values = line.split()
+        if name in inspect.signature(function).parameters:
+            known[name] = [eval(value) for value in values]
+    return known
+
+
+@cases("function", FUNCTIONS)
+def test_mistakes_are_named(function):
+    function = eval(function)
+    known = known_arguments(function)
+    good = {name: values[0] for name, values in known.items()}
     function(**good)
-    for name, (_, bad) in arguments.items():
-        for value in bad:
-            with pytest.raises(ValueError, match="must be|must have") as mistake:
-                function(**good | {name: value})
-            said = str(mistake.value)
-            assert name in said or "transform" in said, said
+    for name, values in known.items():
+        for wrong in values[1:]:
+            with raises(ValueError, match=rf"\b{name}\b.* must "):
+                function(**good | {name: wrong})
 
-def test_sizes_that_do_not_fit_are_named():
-    for call in (lambda: rug.sample(2**20, 2**30, 0.5, 0), lambda: rug.Trainer(10**7, 10**6, 0.5),
-                 forge.persian_rug(2**20, 2**19, 0.5, 0).autoencoder):
-        with pytest.raises((ValueError, MemoryError), match="iB"):  # Windows has NumPy's own
-            call()
-    assert rug.sample(np.int8(99), np.int8(99), 0.5, 0).dense().size == 99**2  # no overflow
 
-# --------------------------------------------------------------------------------- the command line
-def run(*arguments, **options):
-    return subprocess.Popen([sys.executable, HERE / "train.py", *map(str, arguments)], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+@cases("kind", [np.float32, np.float16, np.array])
+@cases("call", lines("""
+theory.variance(p)
+theory.critical_ratio(p)
+theory.symmetric_loss(1, -0.3, 0.2, p)
+optimum(r, p)
+theory.linear_loss(r, p)
+theory.bayes_loss(r, p)
+theory.oracle_loss(r, p)
+theory.scaling_loss(r, p)
+theory.dropping_loss(r, p)
+"""))
+def test_theory_computes_in_float64(call, kind):
+    narrow = {"r": kind(0.1), "p": kind(0.03)}
+    wide = {name: float(value) for name, value in narrow.items()}
+    assert eval(call, globals(), narrow) == eval(call, globals(), wide)
 
-@pytest.mark.parametrize("arguments, message", [
-    ("--p 0", "p must be"), ("--p nan", "p must be"), ("--ratio 1.5", "ratio must be"),
-    ("--n-sparse 2.5", "n_sparse must be"), ("--steps 0", "steps must"), ("--lr -1", "lr must"),
-    ("--batch x", "batch must be"), ("--threads 0", "threads must"), ("--seed -1", "seed must be"),
-    ("--init best", "init must be"), ("--ratio 0.0001", "n_dense must be"), ("--see 3", "--see"),
-    ("--n-sparse 9999999 --ratio 0.5", "iB"), ("--resume", "checkpoint"), ("paper", "paper"),
-    ("--lr 1e20 --n-sparse 16 --steps 50", "--lr"), ("--plain --threads 2", "--threads"),
-    ("--plain --lr 1e20 --n-sparse 16 --steps 50", "--lr"), ("--out taken/here", "taken")])
-def test_the_command_line_refuses_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "taken").write_text("a file")
-    with pytest.raises(SystemExit) as stop:
-        train.main(arguments.split(" "))
-    errors = capsys.readouterr().err
-    assert stop.value.code == 2 and message in errors and errors.count("\n") == 1
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "taken"]
+
+def test_a_rug_is_a_power_of_two_wide():
+    with raises(ValueError, match="n_sparse of a rug must be a power of two"):
+        forge.persian_rug(12, 2, 0.5, seed=0)
+
+
+# ---------------------------------------------------------------------------------------- train.py
+
+def test_the_spread_of_several_draws_is_in_their_error():
+    # Answers of 0 and 1/2 have the losses p/3 and p/3 − p/2 + 1/4. Each is half of their difference
+    # away from the mean.
+    zero = np.zeros((256, 1))
+    models = [Autoencoder(zero, zero, np.full(256, answer)) for answer in (0, 0.5)]
+    row = train.measure("key", "name", models, 0.3, seed=0)
+    assert row.loss == approx(0.1 + 0.05, rel=0.01)
+    assert row.error == approx(0.05, rel=0.02)
+
+
+def test_a_model_is_compared_with_the_theory_at_its_own_numbers(small):
+    # A rug's numbers are the optimum's, of which b is the effective bias and not the bias.
+    model = RUG.autoencoder()
+    rows = train.compare(model, theory.macroscopics(model, P), P, seed=0)
+    losses = {row.key: row.loss for row in rows}
+    assert losses["own"] == approx(optimum(24 / 64, P).loss, rel=1e-6)
+
+
+def test_other_settings_have_another_checkpoint(tmp_path):
+    usual = dict(n_sparse=32, ratio=0.2, p=0.1, steps=9, lr=0.01, batch=8, seed=1, threads=1)
+    changes = [{"init": "paper"}, {}] + [{name: 2 * value} for name, value in usual.items()]
+    checkpoints = set()
+    for change in changes:
+        settings = usual | {"init": "linear"} | change
+        checkpoints.add(train.set_up(**settings, out=tmp_path)[-1])
+    assert len(checkpoints) == len(changes)
+
+
+# ------------------------------------------------------------------------------ the command line
 
 @pytest.fixture
 def small(monkeypatch):
+    """Make the main job quick."""
     monkeypatch.setattr(train, "LARGE", 64)
     monkeypatch.setattr(train, "enough", lambda n_sparse: 4096)
+    for name in ("draw_loss", "draw_interference", "draw_weights"):
+        monkeypatch.setattr(train, name, lambda *arguments: None)
 
-@pytest.mark.parametrize("settings", [
-    "--n-sparse 1 --ratio 1 --batch 1 --threads 8", "--n-sparse 9 --ratio 0.12 --p 1",
-    "--n-sparse 16 --ratio 1 --batch 3 --threads 40", "--n-sparse 20 --p 1e-6"])
-def test_extremes(settings, small, tmp_path, capsys):
-    train.main([*settings.split(), "--steps", "3", "--out", str(tmp_path)])
+
+@cases("line", lines("""
+--p 0: p must be
+--p nan: p must be
+--ratio 1.5: ratio must be
+--n-sparse 2.5: n_sparse must be
+--steps 0: steps must be
+--lr -1: lr must be
+--batch x: batch must be
+--threads 0: threads must be
+--seed -1: seed must be
+--init best: init must be
+--see 3: --see
+paper: paper
+--n-sparse 9999999 --ratio 0.5: allocate
+--lr 1e20 --n-sparse 16 --steps 50: --lr
+--out taken/here: taken
+"""))
+def test_a_wrong_flag_gets_one_line(line, tmp_path, monkeypatch, capsys):
+    flags, message = line.split(": ")
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("a file")
+    with raises(SystemExit) as stop:
+        train.main(flags.split(" "))
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.rglob("*.*"))  # a folder perhaps, but no file
+
+
+def test_help_is_no_mistake():
+    with raises(SystemExit, match="0"):
+        train.main(["--help"])
+
+
+FLAGS = "--n-sparse 32 --steps 20 --batch 64 --out".split()
+
+
+@cases("flags", lines("""
+--n-sparse 1 --ratio 1 --batch 1 --threads 8
+--n-sparse 1
+--n-sparse 9 --ratio 0.0001 --p 1
+--n-sparse 16 --ratio 1 --batch 3 --threads 40
+--n-sparse 20 --p 1e-6
+"""))
+def test_extreme_settings_give_numbers(flags, small, tmp_path, capsys):
+    train.main([*FLAGS, str(tmp_path), *flags.split()])
     assert "nan" not in capsys.readouterr().out
 
-def test_the_main_job(tmp_path):
-    job = run("--n-sparse", 40, "--steps", 60, "--plain", "--out", tmp_path, cwd=tmp_path)
-    output, errors = job.communicate(timeout=120)
-    assert job.returncode == 0, errors
-    for words in ("step 60/60", "Persian rug, n_sparse 32, 8 draws", "n_sparse 8192",
-                  "optimal linear", "oracle filter", "effective bias", "Dead features"):
-        assert words in output
-    for name in ("loss", "weights", "rug", "ratio"):
-        assert (tmp_path / "figures" / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    model = rug.Autoencoder.load(tmp_path / "runs" / "model.npz")
-    loss, error = rug.evaluate(model, 0.045, 2**16, seed=99)
-    found = float(output.split("trained, n_sparse 40")[1].split()[0])
-    assert found == pytest.approx(loss, abs=6 * error)
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
-def test_an_interrupted_job_goes_on_to_the_same_weights(small, tmp_path):
-    job = run("--n-sparse", 32, "--steps", 3000, "--batch", 64, "--threads", 3, "--out", tmp_path)
-    for line in job.stdout:
-        if line.startswith("step"):
-            break
-    job.send_signal(signal.SIGINT)
-    _, errors = job.communicate(timeout=60)
-    assert job.returncode == 130 and f"--resume --out {tmp_path}" in errors
-    assert 1 <= len(rug.Trainer.load(tmp_path / "runs" / "checkpoint.npz").losses) < 3000
-    with pytest.raises(SystemExit):
-        train.main(["--resume", "--p", "0.3", "--out", str(tmp_path)])
-    train.main(["--resume", "--out", str(tmp_path)])  # with 3 threads, as before
-    model = rug.Autoencoder.load(tmp_path / "runs" / "model.npz")
-    again = trained(32, 8, 0.045, 3000, batch=64, threads=3).model
-    assert (model.decoder == again.decoder).all()
+@cases("stdout", [None, io.StringIO()])
+def test_without_a_terminal_the_job_runs(stdout, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", stdout)
+    train.main([*FLAGS, str(tmp_path)])
+    assert os.listdir(tmp_path / "runs") == ["model.npz"]
+
+
+def test_the_tables_show_what_is_known(small, tmp_path, capsys):
+    train.main([*FLAGS, str(tmp_path)])
+    output = capsys.readouterr().out
+    model = Autoencoder.load(tmp_path / "runs" / "model.npz")
+    r, p, loss, a, b, sigma, bayes, oracle = REFERENCE[0]
+    forged = theory.macroscopics(forge.rug_at(32, r, p, seed=0).autoencoder(), p)
+    known = {
+        "trained, n_sparse 32": [evaluate(model, p, 4096, seed=0).loss],
+        "optimal linear": [(1 - r) * variance(p)],
+        "theory: best with Gaussian ν": [loss],
+        "Bayes elementwise": [bayes],
+        "oracle filter": [oracle],
+        "Persian rug": [a, b, sigma, forged.lyapunov.mean / sqrt(p), forged.nu_skewness.mean],
+    }
+    for name, numbers in known.items():
+        words = output.split(f"\n{name}  ")[1].split()
+        found = words[:3 * len(numbers):3]  # between them ± and a spread
+        assert [float(word) for word in found] == approx(numbers, rel=2e-3)
+
+
+# ------------------------------------------------------------------------------------- processes
+
+def python(code, *arguments, **environment):
+    """`python -c code` as a process in the folder of this file."""
+    command = [sys.executable, "-c", inspect.cleandoc(code), *map(str, arguments)]
+    variables = os.environ | environment
+    return subprocess.Popen(command, cwd=HERE, env=variables, stdout=-1, stderr=-1,
+                            encoding="utf8", errors="replace")
+
+
+def run(code, *arguments, **environment):
+    """What `python -c code` prints, if it ends well."""
+    process = python(code, *arguments, **environment)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output
+
+
+def test_importing_changes_nothing():
+    run("""
+        import importlib, os, signal, sys, matplotlib, rug
+        get_threads, set_threads = rug.openblas_functions() or (lambda: 2, print)
+        set_threads(2)
+        def state():
+            rc = dict(matplotlib.rcParams)
+            return rc, signal.getsignal(signal.SIGINT), os.getcwd(), get_threads()
+        before = state()
+        for name in ("rug", "theory", "forge", "train"):
+            sys.modules.pop(name, None)
+            importlib.import_module(name)
+        assert state() == before
+        assert "matplotlib.pyplot" not in sys.modules""", MPLBACKEND="svg")
+
+
+def test_a_step_gives_blas_its_threads_back():
+    run("""
+        import rug
+        get_threads, set_threads = rug.openblas_functions() or (lambda: 2, print)
+        set_threads(2)
+        rug.Trainer(32, 8, 0.1).step(1e-3)
+        assert get_threads() == 2""")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_forked_child_steps_on():
+    run("""
+        import os, signal, rug
+        trainer = rug.Trainer(32, 8, 0.1, threads=3)
+        trainer.step(1e-3)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends a child that hangs
+            trainer.step(1e-3)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0""")
+
+
+DRAW = """
+import sys, warnings, rug
+warnings.simplefilter("error")
+trainer = rug.Trainer(40, 8, float(sys.argv[1]), batch=9, threads=2)
+trainer.step(1e-3)
+for x in trainer.x:
+    entries = x.starts[-1]
+    print(x.starts.tolist(), x.columns[:entries].tolist(), x.values[:entries].tolist())
+"""
+
+
+@cases("p", [0.2, 1])
+def test_without_compiling_the_samples_are_the_same(p):
+    assert run(DRAW, p, NUMBA_DISABLE_JIT="1") == run(DRAW, p, NUMBA_DISABLE_JIT="0")
+
+
+def test_numba_caches_where_it_is_told_to(tmp_path):
+    run("import numpy, rug; rug.scramble(numpy.uint64(1))", NUMBA_CACHE_DIR=str(tmp_path))
+    assert list(tmp_path.rglob("*.nbi"))
+
+
+def test_without_a_folder_for_its_cache_numba_compiles():
+    run("""
+        import numba, numpy
+        njit = numba.njit
+        def without_folder(cache=False, **options):
+            if cache:
+                raise RuntimeError("cannot cache function: no locator available")
+            return njit(**options)
+        numba.njit = without_folder
+        import rug
+        numba.njit = njit
+        rug.scramble(numpy.uint64(1))""")
+
+
+SMALL = """
+import sys, train
+train.LARGE = 64
+train.enough = lambda n_sparse: 256
+train.SAVE_EVERY = float(sys.argv[1])
+train.main(sys.argv[2:])
+"""
+
+
+def test_no_environment_changes_a_picture(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True")
+    run(SMALL, 10, *FLAGS, tmp_path / "usual")
+    output = run(SMALL, 10, *FLAGS, tmp_path / "odd", MATPLOTLIBRC=str(tmp_path), TERM="dumb",
+                 MPLBACKEND="module://missing.module", PYTHONIOENCODING="ascii")
+
+    def pictures(folder):
+        return {path.name: path.read_bytes() for path in tmp_path.glob(folder + "/figures/*.png")}
+
+    assert {"loss.png", "weights.png", "rug.png"} <= {*pictures("usual")}
+    assert pictures("odd") == pictures("usual")
+    assert "\x1b" not in output  # no escape codes
+
+
+needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT or SIGPIPE")
+LONG = "--n-sparse 32 --ratio 0.5 --p 0.1 --batch 64 --seed 5 --init paper --threads 2 --out".split()
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run that Ctrl-C ended after a checkpoint was there: its folder, and the ended process."""
+    folder = tmp_path_factory.mktemp("run")
+    process = python(SMALL, 0.05, *LONG, folder)
+    while not list(folder.glob("runs/*.npz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    return folder, process
+
+
+@needs_signals
+def test_an_interrupted_run_says_how_to_go_on(interrupted):
+    _, process = interrupted
+    assert process.returncode == 130
+    assert process.stderr.read().strip() == (
+        "Interrupted. The same command again goes on from the last checkpoint.")
+
+
+@needs_signals
+@cases("content, said", [(None, "Going on from step"), (b"damaged", "Starting anew")])
+def test_the_same_command_again_ends_at_the_same_weights(
+        content, said, interrupted, small, tmp_path, capsys):
+    shutil.copytree(interrupted[0], tmp_path, dirs_exist_ok=True)
+    if content:
+        next(tmp_path.glob("runs/*.npz")).write_bytes(content)
+    train.main([*LONG, str(tmp_path)])
+    model = Autoencoder.load(tmp_path / "runs" / "model.npz")
+    unbroken = trained(Trainer(32, 16, 0.1, 64, 5, "paper", 2), rug.default_steps(0.1))
+    assert same_weights(model, unbroken.model)
+    assert said in capsys.readouterr().out
+    assert os.listdir(tmp_path / "runs") == ["model.npz"]
+
+
+@needs_signals
+def test_an_early_interrupt_says_that_nothing_was_saved(tmp_path):
+    process = python(SMALL, 1000, *LONG, tmp_path, "--steps", 10**6)
+    while not process.stdout.readline().startswith("step"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].strip() == "Interrupted. Nothing was saved yet."
+    assert process.returncode == 130
+
+
+@needs_signals
+def test_a_closed_pipe_ends_the_run_quietly_and_keeps_it(tmp_path):
+    process = python(SMALL, 1000, *LONG, tmp_path, "--steps", 10**6)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 1
+    assert list(tmp_path.glob("runs/unfinished*.npz"))
+
+
+def test_the_examples_in_the_readme_hold(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (HERE / "README.md").read_text("utf8").replace("```", "")
+    examples = doctest.DocTestParser().get_doctest(text, {}, "README.md", None, 0)
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed, attempted = doctest.DocTestRunner(optionflags=options).run(examples)
+    assert attempted > 0
+    assert failed == 0

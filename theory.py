@@ -1,6 +1,6 @@
 """The analytic loss: what a symmetric autoencoder reaches, found without training or sampling.
 
-Output i of the autoencoder is ReLU(W_ii x_i + ν_i + b_i). The second term is the *interference*
+Output i of the autoencoder is ReLU(W_ii x_i + ν_i + bias_i). The second term is the *interference*
 
     ν_i = Σ_{j≠i} W_ij x_j,
 
@@ -10,11 +10,11 @@ independent, and the loss of feature i depends on W only through W_ii and the la
 If many W_ij of similar size contribute, ν_i is nearly Gaussian. A Gaussian has a mean and a
 deviation and nothing else, so three numbers are left of the whole row:
 
-    a = W_ii        σ² = Var(ν_i) = Var(x) Σ_{j≠i} W_ij²        b = b_i + μ_i,  μ_i = E ν_i
+    a = W_ii        σ² = Var(ν_i) = Var(x) Σ_{j≠i} W_ij²        b = bias_i + μ_i,  μ_i = E ν_i
 
-The mean μ_i = (p/2) Σ_{j≠i} W_ij is a constant, and so is the bias b_i. The output sees only their
-sum, the *effective bias* b. If all features have the same a, b and σ, W is called symmetric, and
-the loss of one feature is the loss of the model.
+The mean μ_i = (p/2) Σ_{j≠i} W_ij is a constant, and so is the bias. The output sees only their sum
+b, the *effective bias*. If all features have the same a, b and σ, W is called symmetric, and the
+loss of one feature is the loss of the model.
 
 1. The numbers of a given W      `feature_statistics`, `macroscopics`
 2. The loss of given a, b, σ     `symmetric_loss`, in closed form
@@ -24,17 +24,19 @@ the loss of one feature is the loss of the model.
 6. The limit of high sparsity    `critical_ratio`, `scaling_loss`
 7. Tools                         normal distribution, quadrature, search, checks
 
-Two things are easily overlooked. The optimum is the least loss among W with *Gaussian*
-interference; a network whose interference is not Gaussian can be better, and trained ones are. And
-it is not reached by one matrix but by a family: every scaled projector with equal diagonal has the
-same a and σ. The Persian rug is one member and a random projector another. A trained W is a third:
-still a projector, but with a few strongly negative entries in each row. Three numbers cannot see
-those, and ReLU hides what they do.
+Two things are easily overlooked. First, the optimum is the least loss of a symmetric W with
+*Gaussian* interference. A network whose interference is not Gaussian can be better, and trained
+ones are.
+
+Second, not one matrix reaches it but a family: every scaled projector with an equal diagonal has
+the same a and σ. The Persian rug is one member and a random projector another. A trained W is a
+third: still very nearly a scaled projector, but with a few strongly negative entries in each row.
+Three numbers cannot see those, and ReLU hides what they do.
 
 Losses are per feature, E ‖x − f(x)‖² / n_sparse. r = n_dense/n_sparse, and p is the probability
 that a feature is on. Functions of r and p raise ValueError outside (0, 1] and compute in float64.
-Losses are exact to about 1e-16 p. Source: arXiv:2410.12101, derived anew; this file imports none of
-the others.
+`optimum` is exact to about 1e-16 p. Source: arXiv:2410.12101, derived anew. This file imports none
+of the others.
 """
 import functools
 import math
@@ -68,8 +70,8 @@ class FeatureStatistics(NamedTuple):
     """Numbers of each feature i, arrays (n_sparse,); sums are over j ≠ i."""
 
     a: np.ndarray               # W_ii
-    bias: np.ndarray            # b_i
-    effective_bias: np.ndarray  # b_i + (p/2) Σ W_ij
+    bias: np.ndarray            # bias_i
+    effective_bias: np.ndarray  # bias_i + (p/2) Σ W_ij
     sigma: np.ndarray           # deviation of ν_i, √(Var(x) Σ W_ij²)
     lyapunov: np.ndarray        # Λ_i = Σ |W_ij|³ / (Σ W_ij²)^{3/2}
     skewness: np.ndarray        # of the entries W_ij of row i
@@ -92,9 +94,10 @@ BLOCK_ENTRIES = 2**22  # entries of W that are in memory at once
 def feature_statistics(model, p):
     """The FeatureStatistics of a model with `.encoder`, `.decoder` and `.bias`.
 
-    How Gaussian is ν? If k features interfere equally strongly, Λ = 1/√k. By Lyapunov's theorem ν
-    is nearly Gaussian if Λ E|x − E x|³ / (Var x)^{3/2}, about Λ/√p, is small: many features must
-    interfere, and many of those must be on at a time.
+    How Gaussian is ν? Λ answers: if k features interfere equally strongly, and no others, it is
+    1/√k. By Lyapunov's theorem ν is nearly Gaussian if Λ E|x − E x|³ / (Var x)^{3/2} is small. For
+    small p the moments are about p/4 and p/3, so this is 1.3 Λ/√p: many features must interfere,
+    and many of those must be on at a time.
 
     Which way does it lean? The third cumulant of a sum is the sum of the third cumulants, so
     E (ν_i − μ_i)³ = κ₃(x) Σ W_ij³, where κ₃(x) = E (x − E x)³ = (p/4)(1 − p)².
@@ -108,7 +111,7 @@ def feature_statistics(model, p):
     a = np.einsum("ij,ij->i", decoder, encoder)
 
     # Sums over j ≠ i of W_ij, its square, its cube and its absolute cube, some rows at a time.
-    total, squares, cubes, sizes = np.empty((4, n_sparse))
+    total, squares, cubes, absolute_cubes = np.empty((4, n_sparse))
     block = max(1, BLOCK_ENTRIES // n_sparse)
     for start in range(0, n_sparse, block):
         rows = slice(start, min(start + block, n_sparse))
@@ -117,7 +120,7 @@ def feature_statistics(model, p):
         total[rows] = w.sum(axis=1)
         squares[rows] = (w**2).sum(axis=1)
         cubes[rows] = (w**3).sum(axis=1)
-        sizes[rows] = (np.abs(w)**3).sum(axis=1)
+        absolute_cubes[rows] = (np.abs(w)**3).sum(axis=1)
 
     # Moments of the entries of a row around their mean, from those around 0.
     others = max(n_sparse - 1, 1)
@@ -127,16 +130,16 @@ def feature_statistics(model, p):
     differ = second > 1e-12 * squares / others  # else all entries are equal, up to rounding
     skewness = np.where(differ, third, 0) / np.where(differ, second, 1)**1.5
 
-    some = np.maximum(squares, 1e-200)  # where nothing interferes, 0/some is 0
-    third_cumulant = p / 4 * (1 - p)**2 * cubes
+    safe_squares = np.maximum(squares, 1e-200)  # where nothing interferes, 0/safe_squares is 0
+    x_skewness = p / 4 * (1 - p)**2 / variance(p)**1.5
     return FeatureStatistics(
         a=a,
         bias=bias,
         effective_bias=bias + p / 2 * total,
         sigma=np.sqrt(variance(p) * squares),
-        lyapunov=sizes / some**1.5,
+        lyapunov=absolute_cubes / safe_squares**1.5,
         skewness=skewness,
-        nu_skewness=third_cumulant / (variance(p) * some)**1.5)
+        nu_skewness=x_skewness * cubes / safe_squares**1.5)
 
 
 def macroscopics(model, p):
@@ -183,51 +186,55 @@ def symmetric_loss(a, b, sigma, p):
         L = (1 − p) E ReLU(b + σz)² + p ∫₀¹ E (u − ReLU(au + b + σz))² du,      z ~ N(0, 1).
 
     The first term is a feature that is off and answered all the same, the second one that is on
-    with value u. Expanding the squares leaves the three terms of `overlap_and_powers`:
-
-        L = p/3 + (1 − p) R_2(b) + p ∫ R_2(au + b) du − 2p ∫ u R_1(au + b) du.
+    with value u. Expanding the squares leaves p/3 − 2 A + B, in the terms of `signal_and_power`.
 
     Elementwise. Raises ValueError for p outside (0, 1], a negative sigma or numbers not finite.
     """
     p = fraction("p", p)
     a, b, sigma = np.broadcast_arrays(reals("a", a), reals("b", b), reals("sigma", sigma, 0))
-    overlap, power_on, power_off = overlap_and_powers(a, b, sigma)
-    return p / 3 + (1 - p) * power_off + p * power_on - 2 * p * overlap
+    signal, power = signal_and_power(a, b, sigma, p)
+    return p / 3 - 2 * signal + power
 
 
-def overlap_and_powers(a, b, sigma):
-    """∫₀¹ u R_1(au + b) du, ∫₀¹ R_2(au + b) du and R_2(b), for arrays of one shape.
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(20)  # ∫₋₁¹ f(x) dx = Σ WEIGHTS · f(NODES)
 
-    The overlap of the output with the signal, and the power of the output if the feature is on and
-    if it is off. As R_k' = k R_{k−1}, the second is a difference, and the first follows by parts:
+
+def signal_and_power(a, b, sigma, p):
+    """A = E[x f] and B = E f² for the output f = ReLU(a x + b + σz), for arrays of one shape.
+
+    Averaged over z these are integrals of the moments R_k over the value u of the feature:
+
+        A = p ∫₀¹ u R_1(au + b) du,      B = (1 − p) R_2(b) + p ∫₀¹ R_2(au + b) du.
+
+    As R_k' = k R_{k−1}, the second integral is a difference, and the first follows by parts:
 
         ∫ R_2(au + b) du = [R_3(a + b) − R_3(b)] / 3a
         ∫ u R_1(au + b) du = [R_2(a + b) − ∫ R_2(au + b) du] / 2a
 
-    These differences have no digits if a is small beside b or σ. But then R_k(au + b) does not
-    bend within [0, 1], or hardly, and 20 nodes of Gauss and Legendre integrate it to all digits.
+    The differences cancel to nothing if a is small beside b or σ. But R_k(m) only bends where m is
+    within a few σ of 0. If au + b runs through less than 2σ, or stays 10σ away from 0, 20 nodes of
+    Gauss and Legendre integrate it to all digits.
     """
     _, _, second_on, third_on = moments(a + b, sigma)
-    _, _, power_off, third_off = moments(b, sigma)
+    _, _, second_off, third_off = moments(b, sigma)
     no_bend = (np.abs(a) <= 2 * sigma) | (np.abs(b) > np.abs(a) + 10 * sigma)
     divisor = np.where(no_bend, 1, a)
     power_on = np.asarray((third_on - third_off) / (3 * divisor))
     overlap = np.asarray((second_on - power_on) / (2 * divisor))
 
     if no_bend.any():
-        nodes, weights = np.polynomial.legendre.leggauss(20)
-        u = (1 + nodes) / 2
+        u = (1 + NODES) / 2
         mean = a[no_bend, None] * u + b[no_bend, None]  # (places, 20)
         _, first, second, _ = moments(mean, sigma[no_bend, None])
-        power_on[no_bend] = second @ weights / 2
-        overlap[no_bend] = (u * first) @ weights / 2
-    return overlap, power_on, power_off
+        power_on[no_bend] = second @ WEIGHTS / 2
+        overlap[no_bend] = (u * first) @ WEIGHTS / 2
+    return p * overlap, (1 - p) * second_off + p * power_on
 
 
 # ---------------------------------------------------------------------- 3. Its minimum at ratio r
 
 class Optimum(NamedTuple):
-    """The least loss with Gaussian interference, and where: diagonal a, effective bias b, σ."""
+    """The least loss of a symmetric W with Gaussian interference, and its a, effective b and σ."""
 
     loss: float
     a: float
@@ -235,60 +242,60 @@ class Optimum(NamedTuple):
     sigma: float
 
 
-LARGE_NOISE = 10      # s from which nothing is clipped, and the linear model is the best
-GRID = 400            # points of the search for t: they tell its local maxima apart
-ROUNDS = 4            # each round's grid is 200 times finer than the one before
-MARGIN_BELOW = 10     # t/s is searched from twice its linear value less this
-MARGIN_ABOVE = 8      # to where noise is as rare as signals, plus this
-
-
 @of_ratio_and_p
 def noise_per_signal(r, p):
     """s = σ/a at its least: s² = (1/r − 1) Var x. This is where the rank of W enters.
 
-    A diagonal of a makes the trace n_sparse a. W has rank n_dense = r n_sparse; with Q the
-    projector on what W sees, tr W = tr WQ ≤ ‖W‖ ‖Q‖ = ‖W‖ √n_dense (Cauchy and Schwarz, Frobenius
-    norms). So ‖W‖² ≥ n_sparse a²/r, with equality if W is the scaled projector (a/r) Q. Of that sum
-    of squares the diagonal has n_sparse a². The rest, a² (1/r − 1) a row, interferes.
+    A diagonal of a makes the trace n_sparse a. W has at most rank n_dense = r n_sparse. With P the
+    projector onto the row space of W, W P = W and tr W = tr WP ≤ ‖W‖ ‖P‖ = ‖W‖ √n_dense (Cauchy and
+    Schwarz, Frobenius norms). So ‖W‖² ≥ n_sparse a²/r, with equality if W is the scaled projector
+    (a/r) P. Of that sum of squares the diagonal has n_sparse a². The rest, a² (1/r − 1) for each
+    row on average, interferes.
     """
     return math.sqrt((1 / r - 1) * variance(p))
 
 
-def signal_and_power(t, s, p):
-    """A(t) = E[x ReLU(x + s z − t)] and B(t) = E ReLU(x + s z − t)², for an array of t."""
-    overlap, power_on, power_off = overlap_and_powers(np.ones_like(t), -t, np.full_like(t, s))
-    return p * overlap, (1 - p) * power_off + p * power_on
+# For `optimum`. Its threshold t is searched in units of the noise s, on a grid.
+LARGE_NOISE = 10      # s from which ReLU clips nothing: the best linear t/s is −15 or less there
+GRID = 400            # points: enough to tell local maxima apart
+ROUNDS = 4            # each round's grid is 200 times finer than the one before
+MARGIN_BELOW = 10     # the lowest t/s is twice the best linear one, less this
+MARGIN_ABOVE = 8      # the highest t/s is where noise is as rare as signals, plus this
 
 
 @of_ratio_and_p
 def optimum(r, p):
-    """The Optimum of `symmetric_loss` over a and b, with the least σ = a s that r allows.
+    """The Optimum of `symmetric_loss` over a > 0 and b, with the least σ = a s that r allows.
 
-    Write b = −a t: this measures the bias in units of the signal, and makes it a threshold t. Then
-    the output is a ReLU(x + s z − t), linear in a, so the loss is a parabola in a,
+    (More noise is never better: the loss found here rises with s.) Write b = −a t: the bias, in
+    units of the signal, becomes a threshold t. Then the output is a ReLU(x + s z − t), linear in a,
+    so the loss is a parabola in a. With A(t) and B(t) the signal and the power for a = 1,
 
         L = p/3 − 2 a A(t) + a² B(t),
 
     least at a = A/B, where L = p/3 − A²/B. Only t is left to search. r = 1 gives loss 0.
     """
     s = noise_per_signal(r, p)
-    if s == 0 or s > LARGE_NOISE:
+    if s == 0 or s > LARGE_NOISE:  # no noise or too much: in both cases the linear model is best
         return Optimum(linear_loss(r, p), r, p / 2 * (1 - r), r * s)
 
+    def terms(t):
+        return signal_and_power(np.ones_like(t), -t, np.full_like(t, s), p)
+
     def removed(v):
-        signal, power = signal_and_power(s * np.sinh(v), s, p)
+        signal, power = terms(s * np.sinh(v))
         return signal**2 / power
 
-    # The best t/s lies between the linear model's, whose ReLU clips nothing, and √(2 ln 1/p), where
-    # noise exceeds the threshold as rarely as features are on. Searching t/s = sinh v covers both
-    # small and large values.
+    # The best t lies between the linear model's, whose ReLU clips nothing, and s √(2 ln 1/p), where
+    # noise exceeds the threshold as rarely as features are on. With t/s = sinh v the grid is dense
+    # around 0 and reaches far.
     linear = -p / 2 * (1 / r - 1) / s
     rare = math.sqrt(-2 * math.log(p))
     low = math.asinh(2 * linear - MARGIN_BELOW)
     high = math.asinh(rare + MARGIN_ABOVE)
     t = s * math.sinh(maximise(removed, low, high, GRID, ROUNDS))
 
-    signal, power = (float(value) for value in signal_and_power(np.array(t), s, p))
+    signal, power = (float(value) for value in terms(np.array(t)))
     a = signal / power
     loss = max(p / 3 - signal * a, 0.0)
     return Optimum(loss, a, -a * t, a * s)
@@ -299,10 +306,14 @@ def optimum(r, p):
 def tangent_ratio(p):
     """r*, the ratio below which dropping some features beats treating all alike.
 
-    A dropped feature is answered by its mean and costs Var x. If a fraction q is kept, at ratio
-    r/q, the loss is q L*(r/q) + (1 − q) Var x, with L* the loss of `optimum`: a point on the
-    straight line from (0, Var x) to (r/q, L*). The best such line touches the curve L*, at the r*
-    where (Var x − L*(r))/r is largest. As p → 0, r* → 1.95 r_c (`critical_ratio`).
+    A dropped feature is answered by its mean and costs Var x. Let L*(r) be the loss of `optimum`.
+    Keep a fraction q of the features; they then have the ratio r/q, and the loss is
+
+        q L*(r/q) + (1 − q) Var x.
+
+    Plotted over r, this is a point on the straight line from (0, Var x) to (r/q, L*(r/q)). The best
+    of these lines is the steepest. It touches the curve L*, at the r* where (Var x − L*(r))/r is
+    largest. For r < r* keep q = r/r*. As p → 0, r* → 1.95 r_c (see `critical_ratio`).
     """
     return _tangent_ratio(fraction("p", p))
 
@@ -332,21 +343,22 @@ def dropping_loss(r, p):
 
 
 # ------------------------------------------------------------------- 5. What to compare it with
+#
+# Here y = c u + s z is what the best W shows of a feature: its own value, and noise.
 
-NO_DIGITS = 1e6  # s beyond which a signal of size 1 is lost in the rounding of y/s
+NO_DIGITS = 1e4  # s beyond which a signal of size 1 is lost in rounding, and the best is linear
 
 
 @of_ratio_and_p
 def linear_loss(r, p):
-    """The best linear model with a bias: it loses all directions but r n_sparse, Var x (1 − r)."""
+    """The best linear model with a bias, Var x (1 − r): it keeps n_dense directions of n_sparse."""
     return variance(p) * (1 - r)
 
 
 def posterior_mass(y, s):
     """For y = u + s z, an array: its density f₁(y), and m₁(y) = E[u | y] f₁(y)."""
-    from_left = normal_cdf(y / s) - normal_cdf((y - 1) / s)
-    from_right = normal_cdf((1 - y) / s) - normal_cdf(-y / s)  # has digits where both Φ are near 1
-    f1 = np.where(y < 0.5, from_left, from_right)
+    nearer = np.minimum(y, 1 - y)  # f₁ is the same at y and 1 − y, and here its digits don't cancel
+    f1 = normal_cdf(nearer / s) - normal_cdf((nearer - 1) / s)
     m1 = y * f1 + s * (normal_density(y / s) - normal_density((y - 1) / s))
     return f1, m1
 
@@ -360,7 +372,7 @@ def integrate_over_signal(f, s, p):
 
 @of_ratio_and_p
 def bayes_loss(r, p):
-    """The best that any activation function can do on the optimum's pre-activation y = c u + s z.
+    """The best that any activation function can do with y = c u + s z.
 
     It answers the posterior mean E[x | y]. With f₀ the density of y if the feature is off, f₁ if it
     is on, and m₁ = E[u | y, on] f₁,
@@ -368,7 +380,7 @@ def bayes_loss(r, p):
         L = p/3 − E (E[x | y])² = p/3 − ∫ (p m₁)² / ((1 − p) f₀ + p f₁) dy.
     """
     s = noise_per_signal(r, p)
-    if s == 0 or s > NO_DIGITS:  # in so much noise the best answer is linear
+    if s == 0 or s > NO_DIGITS:
         return linear_loss(r, p)
 
     def removed(y):
@@ -383,15 +395,13 @@ def bayes_loss(r, p):
 def oracle_loss(r, p):
     """The oracle filter: the best function of y_i, if told whether feature i is on.
 
-    L = p/3 − p ∫ m₁²/f₁ dy, with f₁ and m₁ as in `bayes_loss`. Every decoder that first selects
-    features (gates, thresholds, top-k) and then looks at y_i loses at least this much. None of them
-    is told, so none gets there.
+    L = p/3 − p ∫ m₁²/f₁ dy, with f₁ and m₁ as in `bayes_loss`. Decoders that first select features
+    (gates, thresholds, top-k) and then look at y_i lose at least this much, as long as being
+    selected tells nothing about x_i but that it is on. They are not told, so they lose more.
     """
     s = noise_per_signal(r, p)
-    if s == 0:
-        return 0.0
-    if s > NO_DIGITS:  # all that is known is that the feature is on: answer 1/2, lose Var u
-        return p / 12
+    if s == 0 or s > NO_DIGITS:  # the best linear answer, if on: u has the variance 1/12
+        return p / 12 * s**2 / (s**2 + 1 / 12)
 
     def removed(y):
         f1, m1 = posterior_mass(y, s)
@@ -442,13 +452,12 @@ def normal_density(x):
     return np.exp(-0.5 * np.square(x)) / math.sqrt(2 * math.pi)
 
 
-def integrate(f, edges, nodes=20):
+def integrate(f, edges):
     """∫ f by Gauss and Legendre's rule between neighbouring `edges`; f takes an array."""
-    x, weights = np.polynomial.legendre.leggauss(nodes)
     edges = np.unique(edges)
     half = np.diff(edges)[:, None] / 2
     middle = (edges[1:] + edges[:-1])[:, None] / 2
-    return float(np.sum(half * weights * f(middle + half * x)))
+    return float(np.sum(half * WEIGHTS * f(middle + half * NODES)))
 
 
 def maximise(f, low, high, points, rounds):
@@ -467,7 +476,7 @@ def maximise(f, low, high, points, rounds):
 def fraction(name, value):
     """`value` as a float, so that all computes in float64; ValueError unless it is in (0, 1].
 
-    Below 1e-100 floats would run out of digits.
+    Below 1e-100 floats would run out of range.
     """
     single = isinstance(value, Real) or (isinstance(value, np.ndarray) and value.ndim == 0)
     if not (single and 1e-100 <= value <= 1):

@@ -1,15 +1,16 @@
 """python train.py: train the autoencoder, predict its loss, forge the rug, compare them, draw.
 
 The whole argument in one run, at one setting (n_sparse, ratio, p). Training finds weights W.
-theory.py reads a few numbers off them, and predicts the least loss that a W with Gaussian
-interference can have. forge.py writes such a W down without training, the Persian rug. All of them
-are measured on the same kind of fresh samples, next to what other decoders could reach.
+theory.py computes the least loss of a symmetric W with Gaussian interference, without looking at
+them. forge.py writes such a W down without training, the Persian rug. All of them are measured on
+fresh samples. Why they differ shows in a few numbers of each W, and in the law of its interference.
 
 In reading order: the main job with its training loop, comparing, pictures, the command line. Tables
 go to the terminal, pictures to DIR/figures, weights to DIR/runs; DIR is `out` unless --out says
 otherwise.
 """
 import argparse
+import contextlib
 import io
 import math
 import os
@@ -27,7 +28,7 @@ import forge
 import rug
 import theory
 
-LARGE = 8192     # n_sparse of the rug that stands for "large": its loss is the theory's within 1 %
+LARGE = 8192     # n_sparse of the rug that stands for "large": at the defaults within 1 % of theory
 DRAWS = 8        # forged models of each kind: their rows are random, and their losses scatter
 SAVE_EVERY = 10  # seconds between checkpoints
 
@@ -42,44 +43,45 @@ def main_job(trainer, steps, peak, checkpoint, out):
     r = model.n_dense / model.n_sparse
     model.save(os.path.join(folder(out, "runs"), "model.npz"))
 
-    # The few numbers of W that the theory needs.
+    # Read off W the few numbers that the theory knows of it.
     numbers = theory.macroscopics(model, p)
 
-    # Predict the least loss of a W with Gaussian interference.
+    # Predict the least loss of a symmetric W with Gaussian interference.
     best = theory.optimum(r, p)
 
     # Forge such a W: a rug of about the same size, as it must be a power of two; and a large one.
     small = forge.rug_at(model.n_sparse, r, p, trainer.seed)
     large = forge.rug_at(LARGE, r, p, trainer.seed)
-    dense = {"trained": model, "Persian rug": small.autoencoder()}
+    pair = {"trained": model, "Persian rug": small.autoencoder()}
 
     # Compare.
     print("Measuring all models on fresh samples …\n", flush=True)
     rows = compare(model, numbers, p, trainer.seed)
     print_losses(rows, p)
-    print_numbers(dense, best, p)
+    print_numbers(pair, best, p)
     print(f"Dead features of the trained model: {rug.dead_features(model, p).sum()}.")
 
     # Draw.
     with matplotlib.style.context("default"):
         figures = folder(out, "figures")
         draw_loss(f"{figures}/loss.png", trainer.losses, rows, p)
-        draw_interference(f"{figures}/interference.png", dense, large, best, p)
-        draw_weights(f"{figures}/weights.png", dense)
+        draw_interference(f"{figures}/interference.png", pair, large, best, p)
+        draw_weights(f"{figures}/weights.png", pair)
         draw_rug(f"{figures}/rug.png", forge.rug_at(256, r, p, trainer.seed))
 
 
 def train(trainer, steps, peak, checkpoint):
     """The training loop: until `trainer` has done `steps` steps, saved every few seconds.
 
-    Raises RuntimeError if the loss is not a number any more or a hundred times what it was.
+    An interrupt is not saved, as it may come in the middle of a step. Raises RuntimeError if the
+    loss is above 10 or not a number: features are at most 1, so such a network doesn't learn.
     """
     progress = Progress(steps)
     saved = time.monotonic()
     try:
         for step in range(len(trainer.losses), steps):
             loss = trainer.step(rug.learning_rate(step, steps, peak))
-            if not loss < 100 * trainer.losses[0] + 1:  # so that NaN counts as diverged
+            if not loss < 10:  # true for NaN, too
                 raise RuntimeError(f"training diverged: loss {loss:g} at step {step + 1}; "
                                    f"try a smaller --lr than {peak:g}")
             if time.monotonic() - saved > SAVE_EVERY:
@@ -107,7 +109,7 @@ def set_up(n_sparse, ratio, p, steps, lr, batch, seed, init, threads, out):
     rug.require_rate(peak)
 
     settings = {name: getattr(trainer, name) for name in trainer.SETTINGS}
-    settings |= {"init": init, "steps": steps, "lr": f"{peak:.6g}"}
+    settings |= {"init": init, "steps": steps, "lr": peak}
     words = [f"{name}={value}" for name, value in settings.items()]
     print(*words, flush=True)
     checkpoint = os.path.join(folder(out, "runs"), "-".join(["unfinished", *words]) + ".npz")
@@ -122,21 +124,27 @@ def set_up(n_sparse, ratio, p, steps, lr, batch, seed, init, threads, out):
 
 # ----------------------------------------------------------------------------------- Comparing
 
-CURVES = {  # what theory.py computes, from above: name, and loss at (r, p)
-    "linear": ("optimal linear", theory.linear_loss),
-    "theory": ("theory: best with Gaussian ν", lambda r, p: theory.optimum(r, p).loss),
-    "bayes": ("Bayes elementwise", theory.bayes_loss),
-    "oracle": ("oracle filter", theory.oracle_loss)}
+# Colours: mostly Okabe and Ito's (2008), which the colour-blind tell apart.
+COLOURS = {"trained": "#d55e00", "small rug": "#56b4e9", "rug": "#a3182b",
+           "projector": "#cc79a7", "linear": "#666666", "theory": "#0072b2",
+           "bayes": "#009e73", "oracle": "#e69f00"}
+
+# What theory.py computes, from above: name, and loss at (r, p).
+CURVES = {"linear": ("optimal linear", theory.linear_loss),
+          "theory": ("theory: symmetric W, Gaussian ν", lambda r, p: theory.optimum(r, p).loss),
+          "bayes": ("Bayes elementwise", theory.bayes_loss),
+          "oracle": ("oracle filter", theory.oracle_loss)}
 
 
 class Row(NamedTuple):
-    """One line of the comparison. error: of sampling, 0 if the loss is computed."""
+    """One line of the comparison. The error is 0 if the loss is computed; a marker is drawn."""
 
-    key: str
     name: str
     r: float
     loss: float
-    error: float
+    error: float = 0.0
+    colour: str = ""
+    marker: str = ""
 
 
 def compare(trained, numbers, p, seed):
@@ -146,26 +154,28 @@ def compare(trained, numbers, p, seed):
     r = n_dense / n_sparse
     draws = range(seed, seed + DRAWS)
 
-    # A kind of model a line, as one model or as several draws of it. Add yours here: anything that
-    # has n_sparse, n_dense and forward(x).
+    # A kind of model a line: name, colour and marker, and one model or several draws of it. Add
+    # yours here: anything that has n_sparse, n_dense and forward(x). The trained one stays first.
     models = [
-        ("trained", "trained", [trained]),
-        ("rug", "Persian rug", (forge.rug_at(n_sparse, r, p, k) for k in draws)),
-        ("large rug", "Persian rug", (forge.rug_at(LARGE, r, p, k) for k in draws)),
-        ("projector", "random projector",
+        ("trained", COLOURS["trained"], "o", [trained]),
+        ("Persian rug", COLOURS["small rug"], "x",
+         (forge.rug_at(n_sparse, r, p, k) for k in draws)),
+        ("Persian rug", COLOURS["rug"], "+",
+         (forge.rug_at(LARGE, r, p, k) for k in draws)),
+        ("random projector", COLOURS["projector"], "1",
          (forge.random_projector(n_sparse, n_dense, p, k) for k in draws)),
     ]
-    rows = [measure(key, name, some, p, seed) for key, name, some in models]
+    rows = [measure(*line, p, seed) for line in models]
 
     # What a Gaussian ν with the trained network's own a, b and σ would lose.
     own = theory.symmetric_loss(numbers.a.mean, numbers.effective_bias.mean, numbers.sigma.mean, p)
-    rows.insert(1, Row("own", "theory at the trained a, b, σ", r, own, 0))
-    return rows + [Row(key, name, r, loss(r, p), 0) for key, (name, loss) in CURVES.items()]
+    rows.insert(1, Row("theory at the trained a, b, σ", r, own))
+    return rows + [Row(name, r, loss(r, p)) for name, loss in CURVES.values()]
 
 
-def measure(key, name, models, p, seed):
-    """The Row of one model, or of several draws of one kind: their mean, and with the error of
-    sampling how far one draw lies from it."""
+def measure(name, colour, marker, models, p, seed):
+    """The Row of one model, or of several draws of one kind: their mean loss. The error is of one
+    draw: how far it lies from that mean, and what sampling adds."""
     losses = []
     errors = []
     for model in models:
@@ -175,11 +185,12 @@ def measure(key, name, models, p, seed):
     error = math.hypot(np.std(losses), np.mean(errors))
     draws = f", {len(losses)} draws" if len(losses) > 1 else ""
     name = f"{name}, n_sparse {model.n_sparse}{draws}"
-    return Row(key, name, model.n_dense / model.n_sparse, float(np.mean(losses)), error)
+    r = model.n_dense / model.n_sparse
+    return Row(name, r, float(np.mean(losses)), error, colour, marker)
 
 
 def enough(n_sparse):
-    """Samples that tell the default model's loss to 0.4 %, or what takes a second."""
+    """Samples to measure a model with: 0.4 % at the defaults, and never more than a second."""
     return min(2**17, max(32, 2**24 // n_sparse))
 
 
@@ -187,16 +198,16 @@ def print_losses(rows, p):
     """The first table: losses, and how they compare with the theory's at the same r."""
     lines = []
     for row in rows:
-        best = theory.optimum(row.r, p).loss or math.nan  # 0 if n_dense = n_sparse
-        cells = [f"{row.loss:.4g}", "", f"{row.loss / best:.3f}"]
-        if row.error:
-            cells[1] = f"{row.error:.1g}"
-            cells[2] += f" ± {row.error / best:.3f}"
-        lines.append([row.name, *cells])
+        best = theory.optimum(row.r, p).loss
+        error = f"{row.error:.1g}" if row.error else ""
+        over = f"{row.loss / best:.3f}" if best else "–"  # best is 0 if n_dense = n_sparse
+        if error and best:
+            over += f" ± {row.error / best:.3f}"
+        lines.append([row.name, f"{row.loss:.4g}", error, over])
     print_table(["loss per feature", "loss", "±", "over theory"], lines)
-    print("±: error of sampling; for several draws, with how they differ. 'theory at the trained\n"
-          "a, b, σ' is what a Gaussian ν with these numbers would lose: the difference to the line\n"
-          "above it is what the shape of the trained ν is worth.\n")
+    print("±: error of sampling; for several draws, how far one lies from their mean. 'theory at\n"
+          "the trained a, b, σ' is what a Gaussian ν with these numbers would lose: the difference\n"
+          "to the line above it is what the shape of the trained ν is worth.\n")
 
 
 def print_numbers(models, best, p):
@@ -215,17 +226,13 @@ def print_numbers(models, best, p):
 
 # ------------------------------------------------------------------------------------ Pictures
 
-# Mostly Okabe and Ito's colours (2008), which the colour-blind tell apart.
-COLOURS = {"trained": "#d55e00", "theory": "#0072b2", "rug": "#a3182b", "projector": "#cc79a7",
-           "linear": "#666666", "bayes": "#009e73", "oracle": "#e69f00"}
 RUG_COLOURS = LinearSegmentedColormap.from_list(
     "rug", ["#0b1f3a", "#1f4e79", "#3b8686", "#f1e2c4", "#d9822b", "#a3182b", "#4a0a12"])
-MARKERS = {"trained": "o", "rug": "x", "large rug": "+", "projector": "1"}
 
 
 def draw_loss(path, losses, rows, p):
-    """Left: the loss in training falls through the lines of the theory. Right: the same lines as
-    curves over the ratio r, and all models of this run as points."""
+    """Left: the loss in training, between the lines of the theory. Right: the same lines as curves
+    over the ratio r, and all models of this run as points."""
     window = max(1, len(losses) // 100)
     means = np.convolve(losses, np.ones(window) / window, mode="valid")
     ratios = np.geomspace(min(rows[0].r, p) / 4, 1, 100)
@@ -236,32 +243,31 @@ def draw_loss(path, losses, rows, p):
         left.axhline(loss(rows[0].r, p), color=COLOURS[key], lw=1)
         right.plot(ratios, [loss(r, p) for r in ratios], color=COLOURS[key], label=name)
     for row in rows:
-        if row.error:
-            colour = COLOURS[row.key.split()[-1]]
-            right.plot(row.r, row.loss, MARKERS[row.key], ms=10, color=colour, label=row.name)
+        if row.marker:
+            right.plot(row.r, row.loss, row.marker, ms=10, color=row.colour, label=row.name)
     left.set(xscale="log", xlabel="training step", ylabel="loss per feature", ylim=(0, None),
-             title="Training passes the theory's best")
+             title="The loss in training")
     right.set(xscale="log", xlabel="ratio r = n_dense / n_sparse",
               title=f"Loss against r, p = {p:g}, this run at r = {rows[0].r:.3g}")
     figure.legend(loc="outside right upper", frameon=False)
     save_figure(figure, path)
 
 
-def draw_interference(path, dense, large, best, p):
+def draw_interference(path, pair, large, best, p):
     """The law of the interference ν: of two models, {name: rug.Autoencoder}, and a large rug."""
-    models = dense | {f"Persian rug, n_sparse {LARGE}": large}
+    models = pair | {f"Persian rug, n_sparse {LARGE}": large}
     figure, axes = subplots(figsize=(8, 4.6))
     bins = np.arange(-8, 6, 0.2)
-    for (name, model), key in zip(models.items(), ("trained", "oracle", "rug")):
+    for (name, model), key in zip(models.items(), ("trained", "small rug", "rug")):
         x = rug.sample(2**23 // model.n_sparse, model.n_sparse, p, 0, stream=rug.EVALUATION)
-        nu = model.preactivation(x) - model.diagonal * x  # and the bias, which goes with the mean
+        nu = model.preactivation(x) - model.diagonal * x  # this has the bias in its mean
         nu = (nu - nu.mean(axis=0)) / (nu.std(axis=0) + 1e-12)
         axes.hist(nu.ravel(), bins, density=True, histtype="step", color=COLOURS[key], label=name)
     axes.plot(bins, theory.normal_density(bins), color=COLOURS["theory"], label="Gaussian")
     axes.axvline(-best.b / (best.sigma + 1e-12), color="#999999", ls=":",
                  label="right of it, ReLU lets\nν of an off feature through")
     axes.set(yscale="log", ylim=(1e-5, 2), xlabel="(ν − its mean) / its σ", ylabel="density",
-             title="Interference ν: Gaussian in a large rug; training makes it lean left")
+             title="The law of the interference ν")
     axes.legend(loc="upper left", frameon=False)
     save_figure(figure, path)
 
@@ -314,7 +320,7 @@ class Progress:
     def __init__(self, total, unit="step"):
         self.total = total
         self.unit = unit
-        self.began = None  # when, and how much was done by then
+        self.began = None  # time and steps of the first report: the first step may compile loops
         self.next = 0
 
     def show(self, done, text):
@@ -322,7 +328,7 @@ class Progress:
         now = time.monotonic()
         if now < self.next and done < self.total:
             return
-        self.began = self.began or (now, done)  # after the first step, which may include compiling
+        self.began = self.began or (now, done)
         began, done_then = self.began
         spent = now - began
         self.next = now + max(2, spent / 10)
@@ -414,8 +420,8 @@ beyond the main job, each with a --help of its own:
     ]
     for flag, default, text in flags:
         parser.add_argument(flag, metavar="X", type=number, default=default, help=text)
-    parser.add_argument("--init", metavar="NAME", default="linear", help="where to start: linear, "
-                        "the best linear model (default), or paper, as published")
+    parser.add_argument("--init", metavar="NAME", default="linear", help="where to start: linear "
+                        "(default, see rug.linear_start) or paper, as published")
     parser.add_argument("--out", metavar="DIR", default="out", help="folder for figures/ and runs/ "
                         "(default: %(default)s). An interrupted run leaves a checkpoint there, and "
                         "the same command again goes on")
@@ -428,7 +434,8 @@ beyond the main job, each with a --help of its own:
             saved = os.path.exists(checkpoint)
             advice = "The same command again goes on from the last checkpoint."
             raise KeyboardInterrupt(advice if saved else "Nothing was saved yet.") from None
-        os.remove(checkpoint)
+        with contextlib.suppress(FileNotFoundError):  # the same command may have run twice at once
+            os.remove(checkpoint)
 
     parser.run(job, arguments)
 

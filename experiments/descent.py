@@ -8,15 +8,15 @@ r 0.05, p 0.03 it splits them in two, keeps 44 % and ends 6.7 % below that optim
 import math
 
 import numpy as np
-from matplotlib import pyplot as plt
 
 import rug
 import theory
 import train
 from experiments import sweep
 
-def gaussian_terms(a, b, sigma, p):
-    """theory.symmetric_loss of each feature in closed form, and its derivatives by a, b and σ².
+
+def gaussian_slopes(a, b, sigma, p):
+    """The derivatives of theory.symmetric_loss by a, b and σ², elementwise.
 
     With R_k(m) = E ReLU(m + σz)^k and D_k = [R_k(b+a) − R_k(b)]/a, R_k' = k R_{k−1} integrates to
         S = ∫₀¹ u R₁(au+b) du = [R₂(b+a) − D₃/3]/(2a),
@@ -28,20 +28,15 @@ def gaussian_terms(a, b, sigma, p):
     An |a| below σ/1000 counts as σ/1000, to keep digits; so small a signal is drowned anyway.
     """
     a = np.copysign(np.maximum(np.abs(a), 1e-3 * sigma + 1e-12), a)
-    on, off = theory.moments(b + a, sigma), theory.moments(b, sigma)
+    on = theory.moments(b + a, sigma)
+    off = theory.moments(b, sigma)
     d1, d2, d3 = ((above - below) / a for above, below in zip(on[1:], off[1:]))
     signal = (on[2] - d3 / 3) / (2 * a)
-    return (p / 3 - 2 * p * signal + (1 - p) * off[2] + p * d3 / 3,
-            2 * p * signal - 2 * p * (on[1] - 2 * signal) / a,
-            2 * (1 - p) * off[1] + p * d2 - 2 * p * (on[1] - d2 / 2) / a,
-            (1 - p) * off[0] + p * d1 - p * (on[0] - d1) / a)
+    by_a = 2 * p * signal - 2 * p * (on[1] - 2 * signal) / a
+    by_b = 2 * (1 - p) * off[1] + p * d2 - 2 * p * (on[1] - d2 / 2) / a
+    by_square = (1 - p) * off[0] + p * d1 - p * (on[0] - d1) / a
+    return by_a, by_b, by_square
 
-def gaussian_losses(a, b, sigma, p):
-    """theory.symmetric_loss for arrays (n_sparse,) of a, effective bias b and sigma; ValueError for
-    p outside (0, 1], a negative sigma or numbers that are not finite."""
-    theory.require_fractions(p=p)
-    sigma = theory.as_floats("sigma", sigma, 0)
-    return gaussian_terms(theory.as_floats("a", a), theory.as_floats("b", b), sigma, p)[0]
 
 def gaussian_loss_and_gradients(model, p):
     """The mean of the features' Gaussian losses and its derivatives: (loss, rug.Parameters).
@@ -54,21 +49,28 @@ def gaussian_loss_and_gradients(model, p):
         ∂L/∂D_i = o_i E_i + 2 γ_i D_i G + β_i (p/2) e,          ∂L/∂b_i = β_i.
     model: `.encoder`, `.decoder`, `.bias`. Raises ValueError if it has none or p is outside (0, 1].
     """
-    encoder, decoder, bias = theory.parameters(model)
+    encoder, decoder, bias = theory.weights_of(model)
+    variance = theory.variance(p)
     interfering = decoder @ (encoder.T @ encoder)  # D G, (n_sparse, n_dense)
     everything = encoder.sum(axis=0)               # e, (n_dense,)
     a = np.einsum("ij,ij->i", decoder, encoder, dtype=float)
     squares = np.einsum("ij,ij->i", decoder, interfering, dtype=float) - a * a
-    sigma = np.sqrt(theory.variance(p) * np.maximum(squares, 0))
+    sigma = np.sqrt(variance * np.maximum(squares, 0))
     effective_bias = bias + p / 2 * (decoder @ everything - a)
-    losses, alpha, beta, gamma = gaussian_terms(a, effective_bias, sigma, p)
-    gamma = theory.variance(p) * gamma
-    slopes = alpha - 2 * gamma * a - beta * p / 2, beta, gamma  # of n_sparse times the mean loss
-    own, beta, gamma = ((slope / len(a)).astype(encoder.dtype)[:, None] for slope in slopes)
+
+    loss = float(theory.symmetric_loss(a, effective_bias, sigma, p).mean())
+    alpha, beta, gamma = gaussian_slopes(a, effective_bias, sigma, p)
+    gamma = variance * gamma
+    own = alpha - 2 * gamma * a - beta * p / 2
+
+    # All of the mean loss, (n_sparse, 1), and in the weights' own precision.
+    own, beta, gamma = ((slope / len(a)).astype(encoder.dtype)[:, None]
+                        for slope in (own, beta, gamma))
     d_encoder = (own * decoder + 2 * encoder @ ((gamma * decoder).T @ decoder)
                  + p / 2 * (beta * decoder).sum(axis=0))
     d_decoder = own * encoder + 2 * gamma * interfering + p / 2 * beta * everything
-    return float(losses.mean()), rug.Parameters(d_encoder, d_decoder, beta[:, 0])
+    return loss, rug.Parameters(d_encoder, d_decoder, beta[:, 0])
+
 
 def descent_rate(n_sparse, n_dense):
     """The peak rate: a twentieth of the starting weights' standard deviation.
@@ -80,29 +82,47 @@ def descent_rate(n_sparse, n_dense):
     """
     return 0.05 / math.sqrt(n_sparse + n_dense)
 
+
 def descend(n_sparse, n_dense, p, steps, seed=0, report=lambda done, text: None):
     """The model after `steps` steps down its own Gaussian loss, and the losses, (steps,).
-    Adam's ε asks for scaling up the gradients, of the order of p/n_sparse. report(done, text) is
-    called after each step. ValueError for steps < 1 and for what rug.PlainTrainer does not take."""
-    steps = rug.require_integer("steps", steps, 1)
-    trainer = rug.PlainTrainer(n_sparse, n_dense, p, batch=1, seed=seed)
-    scale, peak = np.float32(n_sparse / p), descent_rate(n_sparse, n_dense)
-    for step in range(steps):
-        loss, gradients = gaussian_loss_and_gradients(trainer.weights, p)
-        lr = train.learning_rate(step, steps, peak)
-        trainer.follow(lr, loss, [scale * gradient for gradient in gradients])
-        report(step + 1, f"loss {loss:.6f}")
-    return trainer.model, np.array(trainer.losses)
+
+    It starts where rug.Trainer does. Adam's ε asks for scaling up the gradients, of the order of
+    p/n_sparse. report(done, text) is called after each step. ValueError for steps < 1, and for
+    sizes, p and seed that rug.PlainTrainer does not take.
+    """
+    n_sparse = rug.whole_number("n_sparse", n_sparse, 1)
+    n_dense = rug.whole_number("n_dense", n_dense, 1, n_sparse)
+    p = theory.fraction("p", p)
+    steps = rug.whole_number("steps", steps, 1)
+    rng = np.random.default_rng(rug.whole_number("seed", seed, 0))
+
+    start = rug.STARTS["linear"](n_sparse, n_dense, p, rng)
+    model = rug.Autoencoder(*(array.astype(np.float32) for array in start))
+    means = [np.zeros_like(weight) for weight in model.parameters]
+    squares = [np.zeros_like(weight) for weight in model.parameters]
+    scale = n_sparse / p
+    peak = descent_rate(n_sparse, n_dense)
+    losses = []
+    with rug.one_blas_thread():  # the products are small: more threads would mostly wait
+        for step in range(steps):
+            loss, gradients = gaussian_loss_and_gradients(model, p)
+            lr = rug.learning_rate(step, steps, peak)
+            for weight, gradient, mean, square in zip(model.parameters, gradients, means, squares):
+                rug.adam(weight, scale * gradient, mean, square, step + 1, lr)
+            losses.append(loss)
+            report(step + 1, f"loss {loss:.6f}")
+    return model, np.array(losses)
+
 
 def draw(folder, scale, results):
     """Descend at two (r, p): a table of what is reached; the losses on the way, and the W_ii."""
     (n_sparse, steps), lines = scale, []
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = train.subplots(1, 2, figsize=(11, 4))
     for ratio, p, colour in ((0.25, 0.045, "#0072b2"), (0.05, 0.03, "#d55e00")):
         name, n_dense = f"r {ratio:g}, p {p:g}", round(ratio * n_sparse)
         model, losses = descend(n_sparse, n_dense, p, steps, report=train.Progress(steps).show)
         best, a = theory.optimum(n_dense / n_sparse, p), theory.feature_statistics(model, p).a
-        loss, error = np.divide(rug.evaluate(model, p, train.enough(n_sparse), seed=1), best.loss)
+        loss, error = np.divide(rug.evaluate(model, p, 2**25 // n_sparse, seed=1), best.loss)
         dead = rug.dead_features(model, p)
         lines.append([name, f"{best.a:.3f}", f"{a.mean():.3f} ± {a.std():.3f}",
                       f"{np.mean(a > best.a / 2):.1%}", f"{dead.mean():.1%}",
@@ -119,6 +139,7 @@ def draw(folder, scale, results):
               xlabel="$W_{ii}$ (dashed: the symmetric optimum's a)", ylabel="features")
     train.save_figure(figure, f"{folder}/descent.png")
 
+
 if __name__ == "__main__":
-    sweep.run(__doc__, {"descent": (lambda scale: [], draw)},
+    sweep.run("descent", __doc__, {"descent": (lambda scale: [], draw)},
               {"quick": (512, 1500), "laptop": (1024, 3000)})

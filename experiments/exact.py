@@ -10,14 +10,15 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from matplotlib import pyplot as plt
 
+import forge
 import rug
 import theory
 import train
-from experiments import descent, sweep
+from experiments import sweep
 
 RATIO, P = 0.25, 0.045
+
 
 def exact_losses(model, p):
     """The loss of each feature, (n_sparse,), from the law of its own interference ν.
@@ -33,21 +34,25 @@ def exact_losses(model, p):
     probability of their own. Weights below 1e-6 act by their mean. model: `.encoder`, `.decoder`,
     `.bias`. Raises ValueError for p outside (0, 1], or unless W is finite and below 1e100.
     """
-    theory.require_fractions(p=p)
-    encoder, decoder, bias = (theory.as_floats("model", part) for part in theory.parameters(model))
+    p = theory.fraction("p", p)
+    encoder, decoder, bias = (theory.reals("model", part) for part in theory.weights_of(model))
+
     def loss(i):
         w = decoder[i] @ encoder.T
         largest = np.abs(w).max()
         rug.require(largest < 1e100, "model's largest |W_ij|", largest, "below 1e100")
         a, w[i] = w[i], 0.0
         small = np.abs(w) < 1e-6
-        return exact_feature(a, bias[i] + p / 2 * w[small].sum(), w[~small], float(p))
-    with ThreadPoolExecutor(rug.cores()) as pool:
+        return exact_feature(a, bias[i] + p / 2 * w[small].sum(), w[~small], p)
+
+    with rug.one_blas_thread(), ThreadPoolExecutor(rug.cores()) as pool:
         return np.array(list(pool.map(loss, range(len(bias)))))
+
 
 def exact_loss(model, p):
     """The mean over features of `exact_losses`: what an endless sample would find."""
     return float(exact_losses(model, p).mean())
+
 
 @rug.compiled
 def exact_feature(a, b, w, p):
@@ -85,31 +90,34 @@ def exact_feature(a, b, w, p):
         total += value if k else value / 2
     return p / 3 + 2 / window * total
 
+
 def make(kind, n_sparse, steps):
     """A trained network, a rug, or digons: two features of opposite sign on each hidden unit."""
     if kind == "rug":
-        return train.rug_at(n_sparse, RATIO, P, seed=0).autoencoder()
+        return forge.rug_at(n_sparse, RATIO, P, seed=0).autoencoder()
     if kind == "digons":
         pairs = np.kron(np.eye(n_sparse // 2), [[1], [-1]])
         return rug.Autoencoder(pairs, pairs, np.zeros(n_sparse))
     return sweep.make_model(sweep.Point.at("linear", n_sparse, RATIO, P, steps))[0]
 
+
 def draw(folder, scale, results):
     """A table of the losses; the density of the interference of 32 features, in units of its σ."""
     (sizes, steps), lines, bins = scale, [], np.arange(-8, 6, 0.2)
     cases = [*((kind, n) for kind in ("trained", "rug") for n in sizes), ("digons", 128)]
-    progress, (figure, axes) = train.Progress(len(cases), "model"), plt.subplots(figsize=(8, 4.4))
+    progress = train.Progress(len(cases), "model")
+    figure, axes = train.subplots(figsize=(8, 4.4))
     for kind, n_sparse in cases:
         model = make(kind, n_sparse, steps)
         best, own = theory.optimum(model.n_dense / n_sparse, P), theory.feature_statistics(model, P)
-        gaussian = descent.gaussian_losses(own.a, own.effective_bias, own.sigma, P).mean()
+        gaussian = theory.symmetric_loss(own.a, own.effective_bias, own.sigma, P).mean()
         loss, error = rug.evaluate(model, P, 2**25 // n_sparse, seed=1)
         computed = best.loss, gaussian, exact_loss(model, P)
         lines.append([f"{kind}, n_sparse {n_sparse}", *(f"{number:.6f}" for number in computed),
                       f"{loss:.6f} ± {error:.6f}", f"{(computed[-1] - loss) / error:+.1f}"])
         progress.show(len(lines), lines[-1][0])
         if n_sparse == max(sizes):
-            x = rug.sample(2**15, n_sparse, P, seed=2).dense()
+            x = rug.sample(2**15, n_sparse, P, seed=2)
             w = model.decoder[:32] @ model.encoder.T
             np.fill_diagonal(w, 0)
             values = (x @ w.T - P / 2 * w.sum(axis=1)) / own.sigma[:32]
@@ -123,6 +131,7 @@ def draw(folder, scale, results):
     axes.legend(frameon=False, title=f"n_sparse {max(sizes)}")
     train.save_figure(figure, f"{folder}/exact.png")
 
+
 if __name__ == "__main__":
-    sweep.run(__doc__, {"exact": (lambda scale: [], draw)},
+    sweep.run("exact", __doc__, {"exact": (lambda scale: [], draw)},
               {"quick": ((128, 512), 1500), "laptop": ((128, 512, 2048), 4000)})

@@ -15,7 +15,6 @@ as each sample has its own noise, and costs up to 19 % at r = 0.25, as the numbe
 import math
 
 import numpy as np
-from matplotlib import pyplot as plt
 
 import forge
 import rug
@@ -24,6 +23,7 @@ import train
 from experiments import sweep
 
 # ----------------------------------------------------- 1. the best straight line above a threshold
+
 def best_line(m, v):
     """(removed, slope, height) of the line slope · w + height that is nearest to x in mean square.
     With m_k = E w^k and v_k = E x w^k over the kept w, the normal equations leave E x² − removed,
@@ -31,6 +31,7 @@ def best_line(m, v):
     rest = v[0] - v[1] * m[1] / m[2]
     height = rest / (m[0] - m[1]**2 / m[2])
     return v[1]**2 / m[2] + rest * height, (v[1] - height * m[1]) / m[2], height
+
 
 def line_above(theta, s, p):
     """(loss, slope, height) of the best slope · w + height where w = y − θ > 0, with 0 elsewhere.
@@ -57,6 +58,7 @@ def line_above(theta, s, p):
     removed, slope, height = best_line(m, (v0, v1))
     return np.where(quiet, missed + noise, p / 3) - removed, slope + quiet, height + quiet * theta
 
+
 def jump_loss(r, p):
     """(loss, θ) of the best JumpReLU: the best straight line above the best threshold, 0 below it.
 
@@ -79,6 +81,7 @@ def jump_loss(r, p):
     relu = max(-best.b / best.a, -10 * s)
     return min((float(line_above(theta, s, p)[0]), theta) for theta in (jump, relu))
 
+
 def crossing_ratio(p):
     """The r from which on a jump beats ReLU, by bisection over the noise s; 1 for p = 1: none does.
 
@@ -96,7 +99,9 @@ def crossing_ratio(p):
         low, high = (s, high) if jumps else (low, s)
     return r
 
+
 # ------------------------------------------------------------------- 2. the same decoders on a rug
+
 def keep_largest(y, x, group):
     """The best straight line of the k largest y of each `group` samples, else 0, for the best k.
     y, x: pre-activations and features, (batch, n_sparse). k and the line are fitted to them."""
@@ -110,6 +115,7 @@ def keep_largest(y, x, group):
     best = np.argmax(removed)  # of k = 2, 3, …: the best k is best + 2
     kept = grouped >= ranked[:, best + 1, None]
     return np.where(kept, slope[best] * grouped + height[best], 0).reshape(y.shape)
+
 
 def losses(y, x, r, p):
     """The loss of each decoder on each sample, {name: (batch,)}, for pre-activations y and features
@@ -130,31 +136,34 @@ def losses(y, x, r, p):
                "oracle": np.where(x > 0, np.interp(y, grid, if_on), 0)}
     return {name: np.square(output - x).mean(axis=1) for name, output in outputs.items()}
 
+
 def sampled(n_sparse, r, p, entries):
     """Losses over ReLU's on one rug, {name: (ratio, standard error)}, and a line of the table."""
-    model = train.rug_at(n_sparse, r, p, seed=0)
-    x = rug.sample(entries // n_sparse, n_sparse, p, seed=1).dense()
-    spread, r = np.zeros_like(x), model.n_dense / n_sparse
-    spread[:, model.rows] = model.encode(x) / model.n_dense
-    y = forge.walsh_hadamard(spread) + p / 2  # rows of W sum to 0: the mean interference is −a p/2
+    model = forge.rug_at(n_sparse, r, p, seed=0)
+    r = model.n_dense / n_sparse
+    best = theory.optimum(r, p)
+    x = rug.sample(entries // n_sparse, n_sparse, p, seed=1)
+    y = (model.preactivation(x) - best.b) / best.a  # in theory.py, a rug outputs ReLU(a y + b)
     found = losses(y, x, r, p)
-    relu, best = found.pop("ReLU"), theory.optimum(r, p).loss
-    line, ratios = [f"{n_sparse}", f"{r:.4g}", f"{p:g}", f"{relu.mean() / best:.3f}"], {}
+    relu = found.pop("ReLU")
+    line, ratios = [f"{n_sparse}", f"{r:.4g}", f"{p:g}", f"{relu.mean() / best.loss:.3f}"], {}
     for name, loss in {**found, "top-k − one θ": found["top-k"] - found["one θ"]}.items():
         ratio = loss.mean() / relu.mean()
         error = np.std(loss - ratio * relu, ddof=1) / relu.mean() / math.sqrt(len(x))
-        predicted = f" ({PREDICTED[name](r, p) / best:.3f})" if name in PREDICTED else ""
+        predicted = f" ({PREDICTED[name](r, p) / best.loss:.3f})" if name in PREDICTED else ""
         ratios[name] = ratio, error
         line.append(f"{ratio:.4f} ± {error:.4f}{predicted}")
     return ratios, line
+
 
 # ---------------------------------------------------------------------------- 3. tables and picture
 PREDICTED = {"ReLU": lambda r, p: theory.optimum(r, p).loss, "Bayes": theory.bayes_loss,
              "JumpReLU": lambda r, p: jump_loss(r, p)[0], "oracle": theory.oracle_loss}
 COLOURS = {"ReLU": train.COLOURS["theory"], "Bayes": train.COLOURS["bayes"], "top-k": "#000000",
-           "JumpReLU": train.COLOURS["jump"], "oracle": train.COLOURS["oracle"]}
+           "JumpReLU": sweep.COLOURS["jump"], "oracle": train.COLOURS["oracle"]}
 # p and n_sparse: where features are rare, interference is Gaussian only on larger rugs.
 SIZES = {0.1: 8192, 0.03: 8192, 0.01: 8192, 0.003: 65536, 0.001: 65536}
+
 
 def print_factors():
     """Loss over loss as p falls (nan: r > 1, or no digits). Limits at fixed r/r_c = 1/t²: Var x
@@ -176,10 +185,11 @@ def print_factors():
     crossings = [f"{crossing_ratio(p) / theory.critical_ratio(p):.3f} at p = {p:g}" for p in ps]
     print("A jump gains from r/r_c =", ", ".join(crossings) + "; limit 0.6975.")
 
+
 def draw(folder, scale, results):
     """Tables; losses against p at fixed r and at fixed r/r_c; a map of what a jump gains."""
     entries, side = scale
-    figure, (*panels, ground) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    figure, (*panels, ground) = train.subplots(1, 3, figsize=(15, 4.6))
     at = {"at r = 0.25": lambda p: 0.25, "at r = 3 $r_c$": lambda p: 3 * theory.critical_ratio(p)}
     progress, lines = train.Progress(len(at) * len(SIZES), "rug"), []
     ps = np.geomspace(1e-8, 0.9, 80)
@@ -211,6 +221,7 @@ def draw(folder, scale, results):
     figure.colorbar(image, ax=ground, label="JumpReLU's loss / ReLU's")
     train.save_figure(figure, f"{folder}/optimality.png")
 
+
 if __name__ == "__main__":
-    sweep.run(__doc__, {"optimality": (lambda scale: [], draw)},
+    sweep.run("optimality", __doc__, {"optimality": (lambda scale: [], draw)},
               {"quick": (2**22, 30), "laptop": (2**24, 60)})

@@ -6,24 +6,26 @@ size, distance      loss over theory against n_sparse, and against training step
 starts              which features die under the published start
 scaling, rug        the optimum near its limit law; rugs, and ever smaller corners of one
 
-Networks are trained from the linear start, all sizes for as many steps at the same (r, p): a
-quarter of `train.default_steps(p)`, at full scale the published 45,000. Rugs are means over draws
-of their rows, ± spread and sampling error. "Theory" is the symmetric optimum; "dropping" is
-`phases.dropping_loss`, what theory allows by dropping features.
+Networks are trained from the linear start, all sizes for as many steps at the same (r, p): `few`,
+1000 √(0.045/p) and at least 250, at full scale the published 45,000. Rugs are means over draws of
+their rows, ± spread and sampling error. "Theory" is the symmetric optimum; "dropping" is
+`theory.dropping_loss`, what theory allows by dropping features.
 """
+import math
 from collections import namedtuple
 from functools import partial
 
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib import colormaps
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 import forge
 import rug
 import theory
 import train
 from experiments import sweep
-from experiments.phases import dropping_loss, kept_fraction
+from theory import dropping_loss, kept_fraction
 
 RATIOS = (0.01, 0.1, 0.3, 0.5, 0.8)        # a panel each in loss-vs-p
 PS = (0.001, 0.01, 0.05, 0.1, 0.4, 0.6)    # a panel each in loss-vs-ratio
@@ -31,25 +33,34 @@ SETTINGS = ((0.25, 0.045), (0.1, 0.01), (0.5, 0.1))
 GRID = tuple(np.linspace(0.002001, 0.8, 20).tolist())  # the published one
 SHADES = ("#fdae61", "#d55e00", "#5c1500", "#b2abd2", "#5e3c99")  # of trained networks, by n_sparse
 
+
+def few(p):
+    """The steps of training at p that the numbers in README.md were made with."""
+    return round(4000 * max(0.25, math.sqrt(0.045 / p))) // 4
+
+
 # steps: of training at p; longest: of `distance`, by n_sparse; forged_to, trained_to: n_sparse
 Scale = namedtuple("Scale", "sizes steps ratios ps draws trained_to forged_to start_steps longest")
-FEWER, QUARTER = (0.01, 0.03, *RATIOS[1:]), lambda p: train.default_steps(p) // 4
+FEWER = (0.01, 0.03, *RATIOS[1:])
 SCALES = {
-    "laptop": Scale((64, 256, 1024), QUARTER, FEWER, PS, 4, 2048, 2**20, 16000,
+    "laptop": Scale((64, 256, 1024), few, FEWER, PS, 4, 2048, 2**20, 16000,
                     {512: 32000, 2048: 4000, 8192: 1000}),
-    "quick": Scale((32, 64, 128), QUARTER, FEWER, PS, 2, 256, 2**14, 2000,
+    "quick": Scale((32, 64, 128), few, FEWER, PS, 2, 256, 2**14, 2000,
                    {64: 4000, 128: 4000, 256: 2000}),
     "full": Scale((128, 256, 512, 1024, 2048), lambda p: 45000, GRID, GRID, 8, 8192, 2**20, 45000,
                   {512: 64000, 2048: 64000, 8192: 64000})}
+
 
 def best(point):
     """The symmetric optimum's loss at the point's own ratio."""
     return theory.optimum(point.ratio, point.p).loss
 
+
 def lost(point, results):
     """The share of features, at least, that died though theory keeps them; forged ones don't."""
     dead = results[point]["dead"].mean() if point.steps else 0
     return max(0.0, dead - (1 - kept_fraction(point.ratio, point.p)))
+
 
 def plot_losses(axes, x, groups, results, reference=best, **style):
     """Loss over reference(point), (groups, 2): mean of each group (draws, seeds), and its spread
@@ -62,12 +73,15 @@ def plot_losses(axes, x, groups, results, reference=best, **style):
     axes.errorbar(x, *np.transpose(found), **{"fmt": "o-", "ms": 4} | style)
     return np.array(found)
 
+
 # ----------------------------------------------------------------------- loss over (r, p), symmetry
+
 def models(scale, kind, n_sparse, r, p):
     """The Points of a kind at (r, p): one network, or forged models, one a draw."""
     if kind == "linear":
         return [sweep.Point.at(kind, n_sparse, r, p, scale.steps(p))]
     return [sweep.Point.at(kind, n_sparse, r, p, seed=draw) for draw in range(scale.draws)]
+
 
 def plane(scale, ratios, ps):
     """All Points of the (r, p) figures: {name: groups of Points, one a setting}."""
@@ -75,23 +89,24 @@ def plane(scale, ratios, ps):
     return {f"{name}, n_sparse {n}": [models(scale, kind, n, r, p) for r in ratios for p in ps]
             for name, kind, n in kinds}
 
+
 def draw_losses(folder, scale, results, along):
     """Loss over Var x along "ratio" at each of PS, or along "p" at each of RATIOS."""
     panels, others = (PS, scale.ratios) if along == "ratio" else (RATIOS, scale.ps)
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.8), sharey=True, layout="constrained")
+    figure, axes = train.subplots(2, 3, figsize=(11, 6.8), sharey=True)
     curves = {**train.CURVES, "mixture": ("theory, features dropped", dropping_loss)}
     for panel, value in zip(axes.flat, panels):
         fine = np.geomspace(min(others) * 0.9, max(others) * 1.1, 30)
         settings = [(x, value) if along == "ratio" else (value, x) for x in fine]
         for key, (name, loss) in curves.items():
             panel.plot(fine, [loss(*at) / theory.variance(at[1]) for at in settings], label=name,
-                       color=train.COLOURS[key])
+                       color=sweep.COLOURS[key])
         groups = plane(scale, *((others, [value]) if along == "ratio" else ([value], others)))
         for (name, some), shade in zip(groups.items(), [*SHADES[:len(groups) - 1], None]):
             forged = "rug" in name
             plot_losses(panel, [getattr(points[0], along) for points in some], some, results,
                         lambda point: theory.variance(point.p), label=name,
-                        fmt="^" if forged else "o", color=train.COLOURS["rug"] if forged else shade)
+                        fmt="^" if forged else "o", color=sweep.COLOURS["rug"] if forged else shade)
         title = f"p = {value:g}" if along == "ratio" else f"r = {value:g}"
         panel.set(xscale="log", title=title, xlabel=along, ylabel="loss / Var x")
     named = panel.get_legend_handles_labels()
@@ -111,6 +126,7 @@ def draw_losses(folder, scale, results, along):
     train.print_table([f"loss along {along} over", "theory: least", "median", "most",
                        "dropping: least", "median", "most", "lost, at most"], lines)
 
+
 def draw_symmetry(folder, scale, results):
     """Heat maps over (r, p), a row for each n_sparse: how features differ, and ν from a Gaussian.
     White dots: theory drops features there; red crosses: over 1 % died that theory keeps."""
@@ -125,7 +141,7 @@ def draw_symmetry(folder, scale, results):
               for n in scale.sizes]
     kept = np.array([[kept_fraction(r, p) for p in scale.ps] for r in scale.ratios])
     rows, lines = len(scale.sizes), []
-    figure, axes = plt.subplots(rows, 6, figsize=(14, 2.3 * rows + 1), layout="constrained")
+    figure, axes = train.subplots(rows, 6, figsize=(14, 2.3 * rows + 1))
     for column, (name, measure) in zip(axes.T, measures.items()):
         maps = np.array([[[measure(results[point]) for point in row] for row in size]
                          for size in points])
@@ -150,7 +166,9 @@ def draw_symmetry(folder, scale, results):
     train.print_table(["median where no feature is to be dropped, n_sparse",
                        *map(str, scale.sizes)], lines)
 
+
 # -------------------------------------------------------------------------- size, distance, starts
+
 def sizes(scale):
     """{(kind, setting): groups of Points, one a size}."""
     tops = {"linear": scale.trained_to, "rug": scale.forged_to,
@@ -158,16 +176,17 @@ def sizes(scale):
     return {(kind, at): [models(scale, kind, 32 << k, *at) for k in range((top // 32).bit_length())]
             for kind, top in tops.items() for at in SETTINGS}
 
+
 def draw_size(folder, scale, results):
     """Loss over theory against n_sparse."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharey=True, layout="constrained")
+    figure, axes = train.subplots(1, 3, figsize=(12, 4.2), sharey=True)
     for (kind, (r, p)), groups in sizes(scale).items():
         panel, n = axes[SETTINGS.index((r, p))], [points[0].n_sparse for points in groups]
         name = "trained" if kind == "linear" else kind
-        found = plot_losses(panel, n, groups, results, color=train.COLOURS[name], label=name)
+        found = plot_losses(panel, n, groups, results, color=sweep.COLOURS[name], label=name)
         print(f"{name}, r {r}, p {p}, loss over theory at n_sparse", ", ".join(
             f"{size}: {mean:.3f} ± {spread:.3f}" for size, (mean, spread) in zip(n, found)))
-        panel.axhline(1, color=train.COLOURS["theory"], lw=1)
+        panel.axhline(1, color=sweep.COLOURS["theory"], lw=1)
         panel.set(xscale="log", yscale="log", xlabel="n_sparse",
                   title=f"r = {r:g}, p = {p:g}; trained {scale.steps(p)} steps")
         panel.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
@@ -175,14 +194,16 @@ def draw_size(folder, scale, results):
     axes[0].legend(frameon=False)
     train.save_figure(figure, f"{folder}/paper-size.png")
 
+
 def distances(scale):
     """{n_sparse: groups of one Point, of growing budgets} at the first of SETTINGS."""
     return {n: [[sweep.Point.at("linear", n, *SETTINGS[0], 250 << k)]
                 for k in range((top // 250).bit_length())] for n, top in scale.longest.items()}
 
+
 def draw_distance(folder, scale, results):
     """Loss over theory and the skewness of W against steps, each point a training of its own."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (left, right) = train.subplots(1, 2, figsize=(11, 4.2))
     for (n, groups), shade in zip(distances(scale).items(), SHADES):
         steps = [points[0].steps for points in groups]
         found = plot_losses(left, steps, groups, results, color=shade, label=f"n_sparse {n}")
@@ -191,23 +212,26 @@ def draw_distance(folder, scale, results):
         print(f"n_sparse {n}, loss over theory and skewness at", ", ".join(
             f"{step} steps: {loss:.4f} ± {error:.4f}, {skew:.2f}"
             for step, (loss, error), skew in zip(steps, found, skewness)))
-    left.axhline(1, color=train.COLOURS["theory"], lw=1)
+    left.axhline(1, color=sweep.COLOURS["theory"], lw=1)
     left.set(xscale="log", xlabel="training steps", ylabel="loss / symmetric theory (line)")
     right.set(xscale="log", xlabel="training steps", ylabel="skewness of $W_{ij}$, mean over rows")
     left.legend(frameon=False)
     train.save_figure(figure, f"{folder}/paper-distance.png")
 
-STARTS = {"linear": ("linear start, peak 60e-3/√n_sparse", train.COLOURS["trained"]),
-          "paper": ("published start and rate, 3e-3/√n_sparse", train.COLOURS["published"])}
+
+STARTS = {"linear": ("linear start, peak 60e-3/√n_sparse", sweep.COLOURS["trained"]),
+          "paper": ("published start and rate, 3e-3/√n_sparse", sweep.COLOURS["published"])}
+
 
 def starts(scale, kind):
     """Groups of Points, two seeds each, one a p."""
     return [[sweep.Point.at(kind, min(256, scale.trained_to), 0.25, p, scale.start_steps, seed)
              for seed in (0, 1)] for p in PS]
 
+
 def draw_starts(folder, scale, results):
     """Dead fraction and loss over theory against p for both starts; ±: two seeds."""
-    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 5.4), sharex=True, layout="constrained")
+    figure, (above, below) = train.subplots(2, 1, figsize=(7, 5.4), sharex=True)
     for kind, (name, colour) in STARTS.items():
         groups = starts(scale, kind)
         dead = [[100 * results[point]["dead"].mean() for point in points] for points in groups]
@@ -216,24 +240,27 @@ def draw_starts(folder, scale, results):
         for p, share, loss in zip(PS, dead, plot_losses(below, PS, groups, results, color=colour)):
             print(f"{name}, p {p:g}: {np.mean(share):.1f} ± {np.std(share):.1f} % dead, "
                   "loss over theory {:.3f} ± {:.3f}".format(*loss))
-    below.axhline(1, color=train.COLOURS["theory"], lw=1)
-    train.label(below, PS[-1], 1, "symmetric theory", train.COLOURS["theory"], ha="right")
+    below.axhline(1, color=sweep.COLOURS["theory"], lw=1)
+    below.annotate("symmetric theory", (PS[-1], 1), xytext=(4, 4), textcoords="offset points",
+                   color=sweep.COLOURS["theory"], ha="right")
     above.legend(frameon=False)
     above.set(ylabel="dead features, %",
               title=f"r = 0.25, n_sparse {groups[0][0].n_sparse}, {scale.start_steps} steps")
     below.set(ylabel="loss / symmetric theory", xscale="log", yscale="log", xlabel="p")
     train.save_figure(figure, f"{folder}/paper-starts.png")
 
+
 # ----------------------------------------------------------------------------------- scaling, rug
+
 def draw_scaling(folder, scale, results):
     """The symmetric optimum over Var x against r/r_c, and its limit law."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.6))
+    figure, axes = train.subplots(figsize=(7.5, 4.6))
     multiples = np.geomspace(0.2, 30, 100)
     for k, p in enumerate((1e-2, 1e-3, 1e-4, 1e-5, 1e-6)):
         r_c, var = theory.critical_ratio(p), theory.variance(p)
         some = multiples[multiples * r_c < 1]
         axes.plot(some, [theory.optimum(x * r_c, p).loss / var for x in some], label=f"p = {p:g}",
-                  color=plt.get_cmap("Blues")(0.35 + 0.13 * k))
+                  color=colormaps["Blues"](0.35 + 0.13 * k))
         ratio = theory.optimum(3 * r_c, p).loss / theory.scaling_loss(3 * r_c, p)
         print(f"p {p:g}: optimum over limit law at 3 r_c {ratio:.3f}")
     axes.plot(multiples, [theory.scaling_loss(x * r_c, p) / var for x in multiples], "k--", lw=1.2,
@@ -243,9 +270,10 @@ def draw_scaling(folder, scale, results):
     axes.legend(frameon=False)
     train.save_figure(figure, f"{folder}/paper-scaling.png")
 
+
 def draw_rugs(folder, scale, results):
     """W of forged models with several n_dense, and ever smaller corners of one of them."""
-    figure = plt.figure(figsize=(8.06, 5.72), dpi=100)  # 256 × 256 pixels each: whole ones a weight
+    figure = Figure(figsize=(8.06, 5.72), dpi=100)  # 256 × 256 pixels each: whole ones a weight
     cases = [(256, n, 256) for n in (8, 32, 128)] + [(512, 64, size) for size in (128, 32, 8)]
     for k, (n_sparse, n_dense, size) in enumerate(cases):
         left, low = 10 + 265 * (k % 3), 10 + 286 * (1 - k // 3)
@@ -260,12 +288,13 @@ def draw_rugs(folder, scale, results):
     print(f"n_sparse 512, n_dense 64: {len(np.unique(kernel))} values in {512**2} weights")
     with rug.replacing(f"{folder}/paper-rug.png") as file:
         figure.savefig(file, format="png", facecolor="white", pil_kwargs={"optimize": True})
-    plt.close(figure)
     print(f"→ {folder}/paper-rug.png")
+
 
 def flatten(groups):
     """All Points of some figure's groups."""
     return [point for some in groups for group in some for point in group]
+
 
 FIGURES = {
     "loss-vs-ratio": (lambda scale: flatten(plane(scale, scale.ratios, PS).values()),
@@ -279,5 +308,6 @@ FIGURES = {
     "starts": (lambda scale: flatten(starts(scale, kind) for kind in STARTS), draw_starts),
     "scaling": (lambda scale: [], draw_scaling), "rug": (lambda scale: [], draw_rugs)}
 
+
 if __name__ == "__main__":
-    sweep.run(__doc__, FIGURES, SCALES)
+    sweep.run("paper", __doc__, FIGURES, SCALES)

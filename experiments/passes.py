@@ -14,7 +14,6 @@ of measured some samples diverge. A trained W's hidden vectors give most samples
 import math
 
 import numpy as np
-from matplotlib import pyplot as plt
 
 import forge
 import rug
@@ -27,17 +26,19 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)
 REACH = 72       # e^(−REACH/2) = 2e-16: no density less than this times its peak counts
 SILENT = 1e-150  # noise that counts as none: its square is about the least positive float
 
+
 def posterior(y, s, p):
     """η(y) = E[x | y] for y = x + s z, its derivative η′, and the density of y; shaped like y.
     The posterior of x is x = 0 with some weight, and else N(y, s²) cut to [0, 1]. Its dependence on
     y is a factor e^{x y/s²}; hence η′(y) = Var(x | y)/s². s may be an array, too; 0 means y = x.
     Raises ValueError if y or s is not finite, s negative, or p outside (0, 1]."""
-    theory.require_fractions(p=p)
-    y, s = theory.as_floats("y", y), theory.as_floats("s", s, 0)
+    p = theory.fraction("p", p)
+    y, s = theory.reals("y", y), theory.reals("s", s, 0)
     out = np.empty((3, *y.shape))
     s = np.ascontiguousarray(np.broadcast_to(s, y.shape))
-    posterior_loop(float(p), NODES, WEIGHTS, y.reshape(-1), s.reshape(-1), *out.reshape(3, -1))
+    posterior_loop(p, NODES, WEIGHTS, y.reshape(-1), s.reshape(-1), *out.reshape(3, -1))
     return out
+
 
 @rug.compiled
 def posterior_loop(p, nodes, weights, y, s, mean, slope, density):
@@ -71,22 +72,26 @@ def posterior_loop(p, nodes, weights, y, s, mean, slope, density):
         slope[i] = share * (on_variance + odds * share * on_mean * on_mean)
         density[i] = (off + on) / s[i] * math.exp(-beyond * beyond / 2) / math.sqrt(2 * math.pi)
 
+
 # ------------------------------------------------------------------------------- 2. the prediction
+
 def mean_slope(s, p):
     """δ(s) = E η′(y) = mmse/s². (p/3 − E η² for mmse would lose all digits where it is small.)"""
     return theory.integrate_over_signal(lambda y: np.prod(posterior(y, s, p)[1:], axis=0), s, p)
 
+
 def state_evolution(r, p, passes):
     """Each pass's (v_k, L_k), the mean square error that it starts from and that of its estimate:
     v₁ = Var x,   s_k² = (1/r − 1) v_k,   L_k = δ(s_k) s_k²,   v_{k+1} = L_k/(1 − δ(s_k))."""
-    theory.require_fractions(p=p, r=r)
+    r = theory.fraction("r", r)
     v, pairs = theory.variance(p), []
-    for _ in range(rug.require_integer("passes", passes, 1)):
+    for _ in range(rug.whole_number("passes", passes, 1)):
         s = math.sqrt(1 / r - 1) * math.sqrt(v)
         delta = mean_slope(s, p) if s >= SILENT else 0.0
         pairs.append((v, delta * s * s))
         v = delta * s * s / (1 - delta)
     return pairs
+
 
 def predicted_losses(r, p, passes):
     """The loss after each of 1 … passes passes, as n_sparse → ∞: a list, by `state_evolution`.
@@ -101,6 +106,7 @@ def predicted_losses(r, p, passes):
     """
     return [loss for _, loss in state_evolution(r, p, passes)]
 
+
 def recovery_ratio(p):
     """The smallest r from which the predicted losses go to 0: the maximum of δ(s) over s.
 
@@ -111,12 +117,14 @@ def recovery_ratio(p):
     this decoder. In the limit p → 0 above, δ = r_c min(t, 1/t²), with its maximum r_c at t = 1; as
     noise blurs that kink by s = 1/√(2 ln(1/p)), it is met slowly. ValueError for p outside (0, 1].
     """
-    theory.require_fractions(p=p)
+    p = theory.fraction("p", p)
     slopes = np.vectorize(lambda log_s: mean_slope(math.exp(log_s), p))
     log_s = theory.maximise(slopes, math.log(1e-6), math.log(10), points=60, rounds=3)
-    return max(float(slopes(log_s)), float(p))
+    return max(float(slopes(log_s)), p)
+
 
 # ---------------------------------------------------------------------------------- 3. the decoder
+
 def decode(forged, hidden, p, passes, variances=None):
     """Estimates of x from a rug's hidden vectors alone: a list, (batch, n_sparse) for each pass.
 
@@ -125,15 +133,18 @@ def decode(forged, hidden, p, passes, variances=None):
     forged is a PersianRug, hidden finite numbers, p in (0, 1], passes ≥ 1, variances one a pass.
     """
     rug.require(isinstance(forged, forge.PersianRug), "forged", forged, "a forge.PersianRug")
-    hidden, n_sparse = theory.as_floats("hidden", hidden), forged.n_sparse
+    hidden, n_sparse = theory.reals("hidden", hidden), forged.n_sparse
     shaped = hidden.ndim == 2 and len(hidden) > 0 and hidden.shape[1] == forged.n_dense
     rug.require(shaped, "hidden's shape", hidden.shape, f"(batch ≥ 1, {forged.n_dense})")
+
     def residual(estimate):
         spread = np.zeros(estimate.shape)
         spread[:, forged.rows] = (hidden - forged.encode(estimate)) / n_sparse
         return forge.walsh_hadamard(spread)
+
     r = np.full(n_sparse, forged.n_dense / n_sparse)
     return look_again(residual, len(hidden), r, np.sqrt(1 / r - 1), p, passes, variances)
+
 
 def look_again(residual, batch, diagonal, noise, p, passes, variances=None):
     """The passes for any W: a list of estimates (batch, n_sparse). The first starts at x̂ = p/2.
@@ -152,7 +163,7 @@ def look_again(residual, batch, diagonal, noise, p, passes, variances=None):
     to believe in instead). Without row 0 of H neither the mean of x − x̂ nor x = 0 show in d, so v
     is at least Var x/4, then 1/n_sparse of the last. δ > r, no use (`recovery_ratio`), is cut off.
     """
-    passes = rug.require_integer("passes", passes, 1)
+    passes = rug.whole_number("passes", passes, 1)
     given = np.shape(variances)
     rug.require(variances is None or given == (passes,), "variances' shape", given, (passes,))
     power = np.sum(np.square(diagonal) * (1 + np.square(noise)))  # ‖W‖²
@@ -170,23 +181,25 @@ def look_again(residual, batch, diagonal, noise, p, passes, variances=None):
         current = (estimate - delta * y) / (1 - delta)
     return estimates
 
+
 # --------------------------------------------------------------------------- 4. table and picture
 R, P, SHOWN = 0.25, 0.045, (1, 2, 3, 5, 12, 40)
 COLOURS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00"
 RUGS = ((65536, R, P), (65536, 0.1, 0.01), (65536, 0.5, 0.3), (65536, 0.1, P), (2**20, 0.03, 0.001),
         (512, R, P), (8192, R, P), (2**20, R, P))  # the first, one a colour, are in the picture
 
+
 def cases(entries):
     """What to print: (name, x, estimates, predicted losses). First RUGS, then what is amiss."""
     for n_sparse, r, p in RUGS:
-        forged, batch = train.rug_at(n_sparse, r, p, seed=1), max(1, entries // n_sparse)
-        x = rug.sample(batch, n_sparse, p, seed=2).dense().astype(float)
+        forged, batch = forge.rug_at(n_sparse, r, p, seed=1), max(1, entries // n_sparse)
+        x = rug.sample(batch, n_sparse, p, seed=2).astype(float)
         yield (f"n_sparse {n_sparse}, r {r:g}, p {p:g}", x, decode(forged, forged.encode(x), p, 12),
                predicted_losses(forged.n_dense / n_sparse, p, 12))
     rng = np.random.default_rng(0)
-    x = rug.sample(entries // 2**15, 8192, P, seed=2).dense().astype(float)
+    x = rug.sample(entries // 2**15, 8192, P, seed=2).astype(float)
     for r in (R, 0.12):
-        forged = train.rug_at(8192, r, P, seed=1)
+        forged = forge.rug_at(8192, r, P, seed=1)
         believed, _ = zip(*state_evolution(r, P, SHOWN[-1]))
         for name, data, p, share, variances in (
                 ("nothing amiss", x, P, 0, None), ("v as predicted", x, P, 0, believed),
@@ -206,6 +219,7 @@ def cases(entries):
         known = lambda x_hat: (x - x_hat) @ w.T, len(x), diagonal, noise
         yield f"n_sparse 512, trained: its {name}", x, look_again(*known, P, SHOWN[-1]), ()
 
+
 def print_losses(entries):
     """The table of losses over Var x, in brackets over the predicted ones; all losses."""
     lines, results = [], []
@@ -221,9 +235,10 @@ def print_losses(entries):
     train.print_table(["loss / Var x", *(f"pass {k}" for k in SHOWN), "median sample"], lines)
     return results
 
+
 def draw(folder, entries, _):
     """The table, and a picture: loss against passes, loss against r, the threshold against p."""
-    figure, (by_pass, by_r, by_p) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    figure, (by_pass, by_r, by_p) = train.subplots(1, 3, figsize=(15, 4.6))
     for colour, (n_sparse, r, p), losses in zip(COLOURS, RUGS, print_losses(entries)):
         predicted = np.array(predicted_losses(r, p, 12)) / theory.variance(p)
         by_pass.plot(range(1, 13), predicted, color=colour, label=f"r = {r:g}, p = {p:g}")
@@ -246,5 +261,7 @@ def draw(folder, entries, _):
         axes.legend(fontsize=8, loc="lower left")
     train.save_figure(figure, f"{folder}/passes.png")
 
+
 if __name__ == "__main__":  # scales: entries of x to decode for a line of the table
-    sweep.run(__doc__, {"passes": (lambda scale: [], draw)}, {"quick": 2**18, "laptop": 2**21})
+    sweep.run("passes", __doc__, {"passes": (lambda scale: [], draw)},
+              {"quick": 2**18, "laptop": 2**21})

@@ -1,9 +1,9 @@
 """When should features be dropped, and does training find that out?
 
-The theory's loss L*(r) is not convex in r. Below a ratio r*(p) it lies above a straight line to the
-point (0, Var x): better, then, to keep a fraction r/r* of the features, at ratio r*, and to answer
-the mean p/2 for the others. A map holds that against networks trained on samples and on the
-theory's own loss (descent.py).
+The theory's loss L*(r) is not convex in r. Below a ratio r*(p), theory.tangent_ratio, it lies above
+a straight line to the point (0, Var x): better, then, to keep a fraction r/r* of the features, at
+ratio r*, and to answer the mean p/2 for the others. A map holds that against networks trained on
+samples and on the theory's own loss (descent.py).
 
 Found, at n_sparse 256: above r* nothing is dropped. At 0.4 r*, where 60 % should be, training drops
 54 … 64 %, descent 46 … 54 %. Nearer to r* they don't follow: instead of 20 % at 0.8 r* training
@@ -11,59 +11,33 @@ drops 2, 0 and 28 % (p = 0.03, 0.1, 0.3), descent none. That costs little: desce
 above the predicted loss. Training ends 4 … 52 % below it, as its interference isn't Gaussian.
 """
 import math
-from functools import lru_cache
 
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 import rug
 import theory
 import train
 from experiments import descent, sweep
+from theory import dropping_loss, kept_fraction, tangent_ratio
 
-def tangent_ratio(p):
-    """r*, where the line from (0, Var x) touches L*(r): there (Var x − L*(r))/r is largest.
-
-    Derived here; as p → 0, theory.scaling_loss makes it 1.95 r_c. ValueError for p outside (0, 1].
-    """
-    theory.require_fractions(p=p)
-    return cached_tangent_ratio(float(p))
-
-@lru_cache
-def cached_tangent_ratio(p):
-    """The search, of 160 optima, for a p that was checked."""
-    def gain(log_ratios):
-        ratios = np.minimum(np.exp(log_ratios), 1.0)
-        return np.array([(theory.variance(p) - theory.optimum(r, p).loss) / r for r in ratios])
-
-    return math.exp(theory.maximise(gain, math.log(max(p / 30, 2e-100)), 0.0, points=40, rounds=4))
-
-def kept_fraction(r, p):
-    """The fraction q of features that is best to keep, at ratio r/q: r/r*, and at most 1.
-
-    It makes q L*(r/q) + (1 − q) Var x least. Raises ValueError for r or p outside (0, 1].
-    """
-    theory.require_fractions(r=r)
-    return min(1.0, r / tangent_ratio(p))
-
-def dropping_loss(r, p):
-    """That least loss: the lower envelope of L* and the straight lines from it to (0, Var x)."""
-    kept = kept_fraction(r, p)
-    return kept * theory.optimum(min(r / kept, 1.0), p).loss + (1 - kept) * theory.variance(p)
 
 def dropped(diagonal, r, p):
     """The share of features whose W_ii is below half of what the theory gives to those it keeps."""
     return np.mean(diagonal < theory.optimum(min(r / kept_fraction(r, p), 1.0), p).a / 2)
 
+
 PS, MULTIPLES = (0.03, 0.1, 0.3), (0.4, 0.6, 0.8, 1.25, 1.6)  # p, and r over r*(p)
 COLOURS = {"trained on samples": train.COLOURS["trained"],
            "descended on the theory": train.COLOURS["theory"]}
+
 
 def points(scale):
     """The networks to train, {(p, r/r*): sweep.Point}."""
     n_sparse, steps = scale
     return {(p, multiple): sweep.Point.at("linear", n_sparse, multiple * tangent_ratio(p), p, steps)
             for p in PS for multiple in MULTIPLES}
+
 
 def draw(folder, scale, results):
     """Tables of r*, and of what was dropped and lost; the map."""
@@ -87,6 +61,7 @@ def draw(folder, scale, results):
                        "loss / predicted: trained", "descended", "and on samples"], lines)
     draw_map(f"{folder}/phases.png", points(scale), diagonals)
 
+
 def draw_map(path, points, diagonals):
     """Predicted and found shares of dropped features, and histograms of W_ii on both sides of r*.
     diagonals: {(p, r/r*): W_ii of the trained model, of the descended one}."""
@@ -94,13 +69,15 @@ def draw_map(path, points, diagonals):
     some = np.geomspace(0.005, 0.6, 8)  # r* is smooth in p
     tangents = np.interp(np.log(ps), np.log(some), [math.log(tangent_ratio(p)) for p in some])
     tangents, shades = np.exp(tangents), {"cmap": "viridis", "vmin": 0, "vmax": 1}
-    figure, axes = plt.subplot_mosaic("012;013", figsize=(13, 5.6), layout="constrained")
+    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    axes = figure.subplot_mosaic("012;013")
     for k, (name, colour) in enumerate(COLOURS.items()):
         left = axes[str(k)]
         predicted = np.maximum(0, 1 - ratios[:, None] / tangents)
         ground = left.pcolormesh(ps, ratios, predicted, **shades)
         left.loglog(ps, tangents, "w", lw=2)
-        train.label(left, ps[15], tangents[15], "r*", "white", offset=(-14, 4))
+        left.annotate("r*", (ps[15], tangents[15]), xytext=(-14, 4), textcoords="offset points",
+                      color="white")
         for place, point in points.items():
             found = dropped(diagonals[place][k], point.ratio, point.p)
             left.scatter(point.p, point.ratio, 130, found, edgecolors="white", **shades)
@@ -114,6 +91,7 @@ def draw_map(path, points, diagonals):
     axes["2"].legend(frameon=False, fontsize=8)
     train.save_figure(figure, path)
 
+
 if __name__ == "__main__":
-    sweep.run(__doc__, {"phases": (lambda scale: list(points(scale).values()), draw)},
+    sweep.run("phases", __doc__, {"phases": (lambda scale: list(points(scale).values()), draw)},
               {"quick": (256, 1500), "laptop": (512, 2000)})
