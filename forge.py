@@ -119,9 +119,9 @@ def persian_rug(n_sparse, n_dense, p, seed):
 
     Row 0 of H is all ones and stays out (unless n_dense = n_sparse). For the theory it is a row
     like any other, as a and σ don't change. But it adds the same +a/n_dense to every W_ij. The
-    third cumulant of the interference is κ₃(x) Σ_{j≠i} W_ij³, with κ₃(x) = (p/4)(1 − p)². Its sum is near
-    0 for other rows; row 0 adds mainly 3 (a/n_dense) Σ W_ij² to it. So the interference leans to
-    the positive side, which ReLU lets through.
+    third cumulant of the interference is κ₃(x) Σ_{j≠i} W_ij³, with κ₃(x) = (p/4)(1 − p)². For other
+    rows this sum is near 0; row 0 adds mainly 3 (a/n_dense) Σ W_ij² to it. So the interference
+    leans to the positive side, which ReLU lets through.
 
     The bias follows from the theory's effective bias, b = bias + μ. Every row of H but row 0 has as
     many −1 as +1. So without row 0 the rows of W sum to 0, their entries j ≠ i sum to −a, and the

@@ -205,9 +205,9 @@ def print_losses(rows, p):
             over += f" ± {row.error / best:.3f}"
         lines.append([row.name, f"{row.loss:.4g}", error, over])
     print_table(["loss per feature", "loss", "±", "over theory"], lines)
-    print("±: error of sampling; for several draws, how far one lies from their mean. 'theory at\n"
-          "the trained a, b, σ' is what a Gaussian ν with these numbers would lose: the difference\n"
-          "to the line above it is what the shape of the trained ν is worth.\n")
+    print("±: error of sampling; for several draws, how far one lies from their mean.\n"
+          "'theory at the trained a, b, σ': what a Gaussian ν with these numbers would lose. The\n"
+          "difference to the line above it is what the shape of the trained ν is worth.\n")
 
 
 def print_numbers(models, best, p):
