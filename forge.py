@@ -77,6 +77,7 @@ class PersianRug:
         self.n_dense = len(rows)
         self.rows = rows
         self.a = a
+        self.diagonal = a
         self.bias = bias
         chosen = np.bincount(rows, minlength=n_sparse)
         self.kernel = walsh_hadamard(chosen) / self.n_dense
@@ -88,11 +89,6 @@ class PersianRug:
         """The hidden vectors H_S x, (batch, n_dense), of x (batch, n_sparse): one transform."""
         x = rug.batch_of_samples(x, self.n_sparse)
         return walsh_hadamard(x)[:, self.rows]
-
-    @property
-    def diagonal(self):
-        """W_ii, the same for all i."""
-        return self.a
 
     def preactivation(self, x):
         """z = W x + b, shaped like x, (batch, n_sparse): two transforms, no matrix."""
@@ -169,7 +165,7 @@ def random_projector(n_sparse, n_dense, p, seed):
 
     encoder = np.linalg.qr(rng.standard_normal((n_sparse, n_dense))).Q
     decoder = best.a * n_sparse / n_dense * encoder
-    diagonal = np.einsum("ij,ij->i", decoder, encoder)
-    row_sums = decoder @ encoder.sum(axis=0)
-    bias = best.b - p / 2 * (row_sums - diagonal)
+    others = encoder.sum(axis=0) - encoder  # row i: the sum of all rows but i
+    mean_interference = p / 2 * (decoder * others).sum(axis=1)
+    bias = best.b - mean_interference
     return rug.Autoencoder(encoder.astype(np.float32), decoder, bias)

@@ -33,6 +33,10 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+# What help(rug) shows.
+__all__ = """sample Autoencoder adam linear_start paper_start peak_rate default_steps learning_rate
+PlainTrainer Trainer evaluate dead_features""".split()
+
 
 # ---------------------------------------------------------------------------------------- 1. Data
 
@@ -416,7 +420,7 @@ def compiled(function):
     """
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
     here = os.path.dirname(os.path.abspath(__file__))
-    room = bool(numba.config.CACHE_DIR) or shutil.disk_usage(here).free > 2**24
+    room = numba.config.CACHE_DIR or shutil.disk_usage(here).free > 2**24
     try:
         return numba.njit(cache=room, **options)(function)
     except RuntimeError:  # Numba found no folder that it may write to
@@ -869,8 +873,9 @@ def probability(p, n_sparse):
 
 
 def require_rate(lr):
-    """ValueError unless a learning rate is a positive number that Adam's float32 can hold."""
-    require(isinstance(lr, Real) and 0 < lr < 1e30, "lr", lr, "a number above 0 and below 1e30")
+    """ValueError unless a learning rate is a positive number that float32 can hold."""
+    allowed = "a number above 0, usefully up to rug.peak_rate(n_sparse)"
+    require(isinstance(lr, Real) and 0 < lr < 1e30, "lr", lr, allowed)
 
 
 def batch_of_samples(x, n_sparse):

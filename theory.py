@@ -22,7 +22,7 @@ loss of one feature is the loss of the model.
 4. Dropping features             `tangent_ratio`, `kept_fraction`, `dropping_loss`
 5. What to compare it with       `linear_loss`, `bayes_loss`, `oracle_loss`
 6. The limit of high sparsity    `critical_ratio`, `scaling_loss`
-7. Tools                         normal distribution, quadrature, search, checks
+7. Tools                         normal distribution, search, checks
 
 Two things are easily overlooked. First, the optimum is the least loss of a symmetric W with
 *Gaussian* interference. A network whose interference is not Gaussian can be better, and trained
@@ -45,6 +45,11 @@ from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
+
+# What help(theory) shows.
+__all__ = """feature_statistics macroscopics relu_moments symmetric_loss optimum noise_per_signal
+tangent_ratio kept_fraction dropping_loss linear_loss bayes_loss oracle_loss critical_ratio
+scaling_loss variance""".split()
 
 
 def of_ratio_and_p(function):
@@ -364,10 +369,16 @@ def posterior_mass(y, s):
 
 
 def integrate_over_signal(f, s, p):
-    """∫ f(y) dy over all y = c u + s z, in intervals of s around 0 and 1, where f bends."""
+    """∫ f(y) dy over all y = c u + s z, for an f that takes an array.
+
+    Gauss and Legendre's rule in intervals of s around 0 and 1, where f bends.
+    """
     reach = 10 + math.ceil(math.sqrt(-2 * math.log(p)))
     steps = s * np.arange(-reach, reach + 1)
-    return integrate(f, np.concatenate([steps, 1 + steps]))
+    edges = np.unique(np.concatenate([steps, 1 + steps]))
+    half = np.diff(edges)[:, None] / 2
+    middle = (edges[1:] + edges[:-1])[:, None] / 2
+    return float(np.sum(half * WEIGHTS * f(middle + half * NODES)))
 
 
 @of_ratio_and_p
@@ -450,14 +461,6 @@ def normal_cdf(x):
 def normal_density(x):
     """φ(x) = exp(−x²/2) / √(2π), elementwise."""
     return np.exp(-0.5 * np.square(x)) / math.sqrt(2 * math.pi)
-
-
-def integrate(f, edges):
-    """∫ f by Gauss and Legendre's rule between neighbouring `edges`; f takes an array."""
-    edges = np.unique(edges)
-    half = np.diff(edges)[:, None] / 2
-    middle = (edges[1:] + edges[:-1])[:, None] / 2
-    return float(np.sum(half * WEIGHTS * f(middle + half * NODES)))
 
 
 def maximise(f, low, high, points, rounds):

@@ -10,7 +10,6 @@ go to the terminal, pictures to DIR/figures, weights to DIR/runs; DIR is `out` u
 otherwise.
 """
 import argparse
-import contextlib
 import io
 import math
 import os
@@ -434,8 +433,7 @@ beyond the main job, each with a --help of its own:
             saved = os.path.exists(checkpoint)
             advice = "The same command again goes on from the last checkpoint."
             raise KeyboardInterrupt(advice if saved else "Nothing was saved yet.") from None
-        with contextlib.suppress(FileNotFoundError):  # the same command may have run twice at once
-            os.remove(checkpoint)
+        os.remove(checkpoint)
 
     parser.run(job, arguments)
 
