@@ -24,10 +24,11 @@ import glob
 import math
 import os
 import shutil
+import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from numbers import Integral, Real
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numba
@@ -582,27 +583,22 @@ def residual(z, bias, x, dz, row_losses, d_bias):
 
 
 @compiled
-def transpose(rows):
-    """`rows.T` for a CSR: count the entries of each column, then hand out their places."""
-    n_rows = len(rows.starts) - 1
-    entries = rows.starts[-1]
-    columns = np.empty(entries, np.int32)
-    values = np.empty(entries, np.float32)
-
+def transpose(rows, out):
+    """`out = rows.T` for two CSRs: count the entries of each column, then hand out their places."""
     # If columns 0, 1, 2 have 2, 0, 3 entries, these begin at 0, 2, 2 in the new lists. So let
     # place = [0, 0, 2, 2, 5]: column i begins at place[i + 1]. Handing out places then moves each
     # of them to the end of its column, where the next begins: [0, 2, 2, 5, 5], the new `starts`.
     place = np.zeros(rows.n_columns + 2, np.int64)
-    for entry in range(entries):
+    for entry in range(rows.starts[-1]):
         place[rows.columns[entry] + 2] += 1
     place[:] = np.cumsum(place)
-    for k in range(n_rows):
+    for k in range(len(rows.starts) - 1):
         for entry in range(rows.starts[k], rows.starts[k + 1]):
             i = rows.columns[entry] + 1
-            columns[place[i]] = k
-            values[place[i]] = rows.values[entry]
+            out.columns[place[i]] = k
+            out.values[place[i]] = rows.values[entry]
             place[i] += 1
-    return CSR(place[:-1], columns, values, n_rows)
+    out.starts[:] = place[:-1]
 
 
 @compiled
@@ -666,12 +662,12 @@ class Trainer(PlainTrainer):
         sizes = [rows.stop - rows.start for rows in self.rows]
         self.x = [empty_csr(size, self.n_sparse) for size in sizes]
         self.dz = [empty_csr(size, self.n_sparse) for size in sizes]
-        self.x_by_feature = [None] * self.threads    # CSRs (n_sparse, samples): x and dz transposed
-        self.dz_by_feature = [None] * self.threads
-        self.mostly_silent = [None] * self.threads   # whether few of its outputs are on
+        self.x_by_feature = [empty_csr(self.n_sparse, size) for size in sizes]  # x transposed
+        self.dz_by_feature = [empty_csr(self.n_sparse, size) for size in sizes]
+        self.mostly_silent = [None] * self.threads  # whether few of its outputs are on
 
     def step(self, lr):
-        """As PlainTrainer's. If it is interrupted, weights may be half updated."""
+        """As PlainTrainer's. If it is interrupted, the trainer is spoilt: load it from a file."""
         require_rate(lr)
         # All threads finish the first half before one begins the second.
         with one_blas_thread():
@@ -682,15 +678,24 @@ class Trainer(PlainTrainer):
         return self.losses[-1]
 
     def _share(self, half, *arguments):
-        """Run half(k, *arguments) for k = 0 … threads − 1 at once, 0 on the caller's thread."""
-        workers = thread_pool(os.getpid(), self.threads)
-        others = [workers.submit(half, k, *arguments) for k in range(1, self.threads)]
-        try:
-            half(0, *arguments)
-        finally:
-            wait(others)  # even if interrupted, so that none of them writes on
-        for other in others:
-            other.result()
+        """Run half(k, *arguments) for k = 0 … threads − 1 at once."""
+        done = SimpleQueue()
+
+        def run(k):
+            try:
+                done.put(half(k, *arguments))
+            except Exception as mistake:
+                done.put(mistake)
+
+        # Thread 0 is the caller's own.
+        tasks = task_queue(os.getpid(), self.threads)
+        for k in range(1, self.threads):
+            tasks.put(functools.partial(run, k))
+        run(0)
+        for _ in range(self.threads):
+            mistake = done.get()
+            if mistake:
+                raise mistake
 
     @np.errstate(over="ignore", invalid="ignore")
     def _by_samples(self, k):
@@ -718,10 +723,10 @@ class Trainer(PlainTrainer):
         if self.mostly_silent[k]:
             d_hidden[:] = 0
             add_product(dz, decoder, d_hidden)
-            self.dz_by_feature[k] = transpose(dz)
+            transpose(dz, self.dz_by_feature[k])
         else:
             np.matmul(z, decoder, out=d_hidden)
-        self.x_by_feature[k] = transpose(x)
+        transpose(x, self.x_by_feature[k])
 
     @np.errstate(over="ignore", invalid="ignore")
     def _by_features(self, k, lr):
@@ -772,10 +777,22 @@ def cores():
 
 
 @functools.lru_cache
-def thread_pool(process, threads):
-    """The threads of a process. They belong to it and not to a trainer, because a forked child has
-    none of its parent's threads. That also lets a trainer be copied and pickled."""
-    return ThreadPoolExecutor(threads)
+def task_queue(process, threads):
+    """A queue of functions without arguments, taken and called by so many threads, less the caller.
+
+    The threads belong to a process and not to a trainer, because a forked child has none of its
+    parent's threads. That also lets a trainer be copied and pickled. They are daemons and nobody
+    waits for them, so that Ctrl-C ends the program at once.
+    """
+    tasks = SimpleQueue()
+
+    def work():
+        while True:
+            tasks.get()()
+
+    for _ in range(1, threads):
+        threading.Thread(target=work, daemon=True).start()
+    return tasks
 
 
 @functools.lru_cache

@@ -41,9 +41,11 @@ def parts(trainer):
     dz = trainer.dz[0]
     hidden = trainer.hidden
     silent = trainer.mostly_silent[0]
-    x_by_feature = rug.transpose(x)
-    dz_by_feature = rug.transpose(dz)
-    transposed = (x, dz) if silent else (x,)
+    x_by_feature = trainer.x_by_feature[0]
+    dz_by_feature = trainer.dz_by_feature[0]
+    transposed = [(x, x_by_feature)]
+    if silent:
+        transposed.append((dz, dz_by_feature))
     seed = np.uint64(trainer.seed)
     step = np.uint64(len(trainer.losses) - 1)
 
@@ -77,7 +79,7 @@ def parts(trainer):
                 "encode": median_ms(lambda: rug.add_product(x, encoder, out)),
                 "decode": median_ms(lambda: np.matmul(hidden, decoder.T, out=z_work)),
                 "residual": median_ms(residual, prepare=lambda: np.copyto(z_work, z)),
-                "transpose": median_ms(lambda: [rug.transpose(some) for some in transposed]),
+                "transpose": median_ms(lambda: [rug.transpose(*pair) for pair in transposed]),
                 "gradients": median_ms(gradients),
                 "adam": 2 * median_ms(adam)}  # of encoder and decoder
 
