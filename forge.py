@@ -131,11 +131,16 @@ def persian_rug(n_sparse, n_dense, p, seed):
     n_dense = rug.whole_number("n_dense", n_dense, 1, n_sparse)
     rng = np.random.default_rng(rug.whole_number("seed", seed, 0))
 
-    best = theory.optimum(n_dense / n_sparse, p)
     if n_dense == n_sparse:
-        return PersianRug(n_sparse, np.arange(n_sparse), best.a, best.b)
-    rows = 1 + rng.choice(n_sparse - 1, n_dense, replace=False)
-    return PersianRug(n_sparse, rows, best.a, best.b + best.a * p / 2)
+        rows = np.arange(n_sparse)
+    else:
+        rows = 1 + rng.choice(n_sparse - 1, n_dense, replace=False)
+
+    best = theory.optimum(n_dense / n_sparse, p)
+    forged = PersianRug(n_sparse, rows, best.a, best.b)
+    mean_interference = p / 2 * best.a * forged.kernel[1:].sum()
+    forged.bias = float(best.b - mean_interference)
+    return forged
 
 
 def rug_at(n_sparse, ratio, p, seed):
