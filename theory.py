@@ -29,8 +29,8 @@ Two things are easily overlooked. First, the optimum is the least loss of a symm
 ones are.
 
 Second, not one matrix reaches it but a family: every scaled projector with an equal diagonal has
-the same a and σ. The Persian rug is one member and a random projector another. A trained W is a
-third: still very nearly a scaled projector, but with a few strongly negative entries in each row.
+the same a and σ. The Persian rug is one member, and a random projector is nearly one. A trained W is
+another: still very nearly a scaled projector, but with a few strongly negative entries in each row.
 Three numbers cannot see those, and ReLU hides what they do.
 
 Losses are per feature, E ‖x − f(x)‖² / n_sparse. r = n_dense/n_sparse, and p is the probability
@@ -272,7 +272,7 @@ MARGIN_ABOVE = 8      # the highest t/s is where noise is as rare as signals, pl
 def optimum(r, p):
     """The Optimum of `symmetric_loss` over a > 0 and b, with the least σ = a s that r allows.
 
-    (More noise is never better: the loss found here rises with s.) Write b = −a t: the bias, in
+    (Less noise is better: the tests see the loss fall with s.) Write b = −a t: the bias, in
     units of the signal, becomes a threshold t. Then the output is a ReLU(x + s z − t), linear in a,
     so the loss is a parabola in a. With A(t) and B(t) the signal and the power for a = 1,
 
