@@ -1,8 +1,8 @@
 """Weights without training: the Persian rug, and a random projector to compare it with.
 
 By `theory.optimum` the best symmetric W with Gaussian interference is a scaled projector, (a/r) P,
-with the same diagonal a for all features. Many matrices are that. This file writes two of them
-down, and needs only a and b from the theory, no training.
+with the same diagonal a for all features. Many matrices are that. This file writes down two, one
+exactly and one nearly, and needs only a and b from the theory, no training.
 
 1. The transform           `walsh_hadamard`, products with Hadamard's matrix in O(n log n)
 2. The Persian rug         `persian_rug`: all features exactly alike, and self-similar to look at

@@ -41,8 +41,8 @@ PlainTrainer Trainer evaluate dead_features""".split()
 
 # ---------------------------------------------------------------------------------------- 1. Data
 
-# Streams of random numbers. The weights of a new model come from a third one, and `Trainer` has a
-# generator of its own. So no model is ever judged by samples that it was trained on.
+# The stream is a part of the generator's seed, so training and evaluation never share samples. New
+# weights are drawn with the seed alone, and `Trainer` has another generator altogether.
 TRAINING = 1
 EVALUATION = 2
 
@@ -98,8 +98,8 @@ class Autoencoder:
         for name, array, expected in zip(Parameters._fields, arrays, (shape, shape, shape[:1])):
             require(array.shape == expected, f"{name}'s shape", array.shape, expected)
             finite = array.dtype.kind in "fiu" and (np.abs(array) <= np.finfo(dtype).max).all()
-            found = f"{array.dtype.name}, not all of them so"
-            require(finite, name, found, f"real numbers, finite in {dtype.__name__}")
+            found = "NaN, infinity or another type"
+            require(finite, name, found, f"real numbers that {dtype.__name__} can hold")
 
         # In one piece of memory, row after row, as the compiled loops expect it.
         self.n_sparse, self.n_dense = shape
@@ -376,8 +376,8 @@ def evaluate(model, p, samples, seed):
 
 
 def dead_features(model, p, samples=256, seed=0):
-    """Which features are dead: (n_sparse,) bool. A dead feature has output 0 in all of these samples,
-    even if x_i is turned to 1. Then ReLU passes no gradient, and training hardly brings it back.
+    """Which features are dead: (n_sparse,) bool. A dead feature has output 0 in all the samples, even
+    if x_i is turned to 1. Then ReLU passes no gradient, and training hardly brings it back.
 
     Features die of two causes. One is a start with W_ii < 0, as half of the paper's start has: then
     x_i lowers its own output, and the bias falls until nothing comes through. The other is too high
@@ -572,8 +572,8 @@ def residual(z, bias, x, dz, row_losses, d_bias):
             d_bias[i] += row[i]
         row_losses[k] = loss
 
-        # Stage 4: list the entries that are not 0. Every i is written to the next free place, but
-        # that place moves on only if the entry counts: here an addition is faster than a branch.
+        # Stage 4: list the entries that are not 0. Every i is written to the next free place, and
+        # the next i overwrites it if the entry is 0. So there is no branch, which is faster.
         for i in range(n_sparse):
             dz.columns[entry] = i
             entry += row[i] != 0
@@ -585,9 +585,9 @@ def residual(z, bias, x, dz, row_losses, d_bias):
 @compiled
 def transpose(rows, out):
     """`out = rows.T` for two CSRs: count the entries of each column, then hand out their places."""
-    # If columns 0, 1, 2 have 2, 0, 3 entries, these begin at 0, 2, 2 in the new lists. So let
-    # place = [0, 0, 2, 2, 5]: column i begins at place[i + 1]. Handing out places then moves each
-    # of them to the end of its column, where the next begins: [0, 2, 2, 5, 5], the new `starts`.
+    # place[i + 1] is where the next entry of column i goes. If columns 0, 1, 2 have 2, 0 and 3
+    # entries, place begins as [0, 0, 2, 2, 5]. When all are handed out, each place is at the end of
+    # its column, where the next column begins: [0, 2, 2, 5, 5]. These are the new `starts`.
     place = np.zeros(rows.n_columns + 2, np.int64)
     for entry in range(rows.starts[-1]):
         place[rows.columns[entry] + 2] += 1
@@ -667,7 +667,7 @@ class Trainer(PlainTrainer):
         self.mostly_silent = [None] * self.threads  # whether few of its outputs are on
 
     def step(self, lr):
-        """As PlainTrainer's. If it is interrupted, the trainer is spoilt: load it from a file."""
+        """As PlainTrainer's. If it fails or is interrupted, load the trainer from a file again."""
         require_rate(lr)
         # All threads finish the first half before one begins the second.
         with one_blas_thread():
@@ -692,10 +692,9 @@ class Trainer(PlainTrainer):
         for k in range(1, self.threads):
             tasks.put(functools.partial(run, k))
         run(0)
-        for _ in range(self.threads):
-            mistake = done.get()
-            if mistake:
-                raise mistake
+        mistakes = [done.get() for _ in range(self.threads)]
+        for mistake in filter(None, mistakes):
+            raise mistake
 
     @np.errstate(over="ignore", invalid="ignore")
     def _by_samples(self, k):
@@ -736,7 +735,7 @@ class Trainer(PlainTrainer):
             block = slice(start, min(start + BLOCK, features.stop))
             gradient = self.gradient[k, :block.stop - block.start]
 
-            # d_decoder = dz.T @ hidden
+            # d_decoder = dz.T @ hidden; one thread without a list makes it dense for all
             if all(self.mostly_silent):
                 gradient[:] = 0
                 for rows, dz in zip(self.rows, self.dz_by_feature):
@@ -778,11 +777,12 @@ def cores():
 
 @functools.lru_cache
 def task_queue(process, threads):
-    """A queue of functions without arguments, taken and called by so many threads, less the caller.
+    """A queue of functions, and threads that take and call them: one less than `threads`, as the
+    caller is the last.
 
-    The threads belong to a process and not to a trainer, because a forked child has none of its
-    parent's threads. That also lets a trainer be copied and pickled. They are daemons and nobody
-    waits for them, so that Ctrl-C ends the program at once.
+    They belong to a process and not to a trainer, because a forked child has none of its parent's
+    threads. That also lets a trainer be copied and pickled. They are daemons, which nobody waits
+    for, so that Ctrl-C ends the program at once.
     """
     tasks = SimpleQueue()
 
@@ -855,13 +855,13 @@ def load_npz(path, kind, names):
 
     OSError if there is no such file; ValueError if it is damaged, of another kind or lacks `names`.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            data = dict(archive)
-    except OSError:
-        raise
-    except Exception:  # zipfile and NumPy have many ways to say that bytes are wrong
-        raise ValueError(f"{path} is damaged, or no file that this program wrote") from None
+    with open(path, "rb") as file:
+        try:
+            data = dict(np.load(file, allow_pickle=False))
+        except MemoryError:
+            raise
+        except Exception:  # zipfile and NumPy have many ways to say that bytes are wrong
+            raise ValueError(f"{path} is damaged, or no file that this program wrote") from None
     whole = str(data.get("kind")) == kind and {*names} <= {*data}
     require(whole, f"what {path} holds", sorted(data), f"a whole {kind}: {', '.join(names)}")
     return data
@@ -891,7 +891,7 @@ def probability(p, n_sparse):
 
 def require_rate(lr):
     """ValueError unless a learning rate is a positive number that float32 can hold."""
-    allowed = "a number above 0, usefully up to rug.peak_rate(n_sparse)"
+    allowed = "a number above 0 and below 1e30, usefully up to rug.peak_rate(n_sparse)"
     require(isinstance(lr, Real) and 0 < lr < 1e30, "lr", lr, allowed)
 
 

@@ -96,10 +96,11 @@ def train(trainer, steps, peak, checkpoint):
 def set_up(n_sparse, ratio, p, steps, lr, batch, seed, init, threads, out):
     """(trainer, steps, peak, checkpoint) for the flags of `main`.
 
-    The checkpoint is named by all settings, so no other run touches it; and if it is there, the
-    same command was interrupted, and the trainer goes on from it.
+    The checkpoint is named by all settings, so no run with other ones touches it. If it is there,
+    the same command was interrupted, and the trainer goes on from it.
     """
     n_sparse = rug.whole_number("n_sparse", n_sparse, 1)
+    rug.whole_number("seed", seed, 0, 2**31)  # forged models take the next ones
     n_dense = max(1, round(theory.fraction("ratio", ratio) * n_sparse))
     trainer = rug.Trainer(n_sparse, n_dense, p, batch, seed, init, threads)
     steps = rug.default_steps(trainer.p) if steps is None else steps
@@ -173,8 +174,8 @@ def compare(trained, numbers, p, seed):
 
 
 def measure(name, colour, marker, models, p, seed):
-    """The Row of one model, or of several draws of one kind: their mean loss. The error is of one
-    draw: how far it lies from that mean, and what sampling adds."""
+    """The Row of one model, or of several draws of one kind: their mean loss. Its error combines
+    the deviation between draws with the error of sampling."""
     n_sparse = models[0].n_sparse
     samples = max(8, enough(n_sparse) // len(models))
     estimates = [rug.evaluate(model, p, samples, seed) for model in models]
@@ -329,7 +330,8 @@ class Progress:
         spent = now - began
         self.next = now + max(2, spent / 10)
         left = spent / max(done - done_then, 1) * (self.total - done)
-        print(f"{self.unit} {done}/{self.total}  {text}  {left:.0f} s left", flush=True)
+        left = f"{left:.0f} s left" if spent else ""
+        print(f"{self.unit} {done}/{self.total}  {text}  {left}", flush=True)
 
 
 def print_table(header, lines):
@@ -419,8 +421,8 @@ beyond the main job, each with a --help of its own:
     parser.add_argument("--init", metavar="NAME", default="linear", help="where to start: linear "
                         "(default, see rug.linear_start) or paper, as published")
     parser.add_argument("--out", metavar="DIR", default="out", help="folder for figures/ and runs/ "
-                        "(default: %(default)s). An interrupted run leaves a checkpoint there, and "
-                        "the same command again goes on")
+                        "(default: %(default)s). The next run replaces them, but not the "
+                        "checkpoint of an interrupted one, from which the same command goes on")
 
     def job(out, **flags):
         trainer, steps, peak, checkpoint = set_up(out=out, **flags)
@@ -430,7 +432,8 @@ beyond the main job, each with a --help of its own:
             saved = os.path.exists(checkpoint)
             advice = "The same command again goes on from the last checkpoint."
             raise KeyboardInterrupt(advice if saved else "Nothing was saved yet.") from None
-        os.remove(checkpoint)
+        if os.path.exists(checkpoint):  # not if the same command ran twice at once
+            os.remove(checkpoint)
 
     parser.run(job, arguments)
 

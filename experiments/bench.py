@@ -49,7 +49,8 @@ def parts(trainer):
     seed = np.uint64(trainer.seed)
     step = np.uint64(len(trainer.losses) - 1)
 
-    # What is written goes to arrays of its own, so that the trainer stays as it is.
+    # Weights and Adam's means are not touched; x and the transposed lists are written again with
+    # the same numbers.
     z = hidden @ decoder.T
     z_work = np.empty_like(z)
     dz_work = rug.empty_csr(*z.shape)

@@ -205,12 +205,14 @@ def sweep(points, folder):
     progress.show(0, "starting")
     done = 0.0
 
-    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which processes inherit as they start
     workers = ProcessPoolExecutor(rug.cores(), multiprocessing.get_context("spawn"), worker_starts)
-    futures = {workers.submit(measure_in_worker, point, folder): point
-               for point in missing if point not in large}
-    signal.signal(signal.SIGINT, usual)
     try:
+        usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes inherit it as they start
+        try:
+            futures = {workers.submit(measure_in_worker, point, folder): point
+                       for point in missing if point not in large}
+        finally:
+            signal.signal(signal.SIGINT, usual)
         for future in as_completed(futures):
             future.result()
             done += futures[future].cost()
