@@ -217,12 +217,12 @@ def signal_and_power(a, b, sigma, p):
         ∫ u R_1(au + b) du = [R_2(a + b) − ∫ R_2(au + b) du] / 2a
 
     The differences cancel to nothing if a is small beside b or σ. But R_k(m) only bends where m is
-    within a few σ of 0. If au + b runs through less than 2σ, or stays 10σ away from 0, 20 nodes of
+    within a few σ of 0. If au + b runs through less than σ/2, or stays 10σ away from 0, 20 nodes of
     Gauss and Legendre integrate it to all digits.
     """
     _, _, second_on, third_on = moments(a + b, sigma)
     _, _, second_off, third_off = moments(b, sigma)
-    no_bend = (np.abs(a) <= 2 * sigma) | (np.abs(b) > np.abs(a) + 10 * sigma)
+    no_bend = (np.abs(a) <= sigma / 2) | (np.abs(b) > np.abs(a) + 10 * sigma)
     divisor = np.where(no_bend, 1, a)
     power_on = np.asarray((third_on - third_off) / (3 * divisor))
     overlap = np.asarray((second_on - power_on) / (2 * divisor))
