@@ -376,8 +376,8 @@ def evaluate(model, p, samples, seed):
 
 
 def dead_features(model, p, samples=256, seed=0):
-    """Which features are dead: (n_sparse,) bool. A dead feature has output 0 in all the samples, even
-    if x_i is turned to 1. Then ReLU passes no gradient, and training hardly brings it back.
+    """Which features are dead: (n_sparse,) bool. A dead feature has output 0 in all the samples,
+    even if x_i is turned to 1. Then ReLU passes no gradient, and training hardly brings it back.
 
     Features die of two causes. One is a start with W_ii < 0, as half of the paper's start has: then
     x_i lowers its own output, and the bias falls until nothing comes through. The other is too high

@@ -116,7 +116,7 @@ def same_weights(one, other):
     return all(map(array_equal, one.parameters, other.parameters))
 
 
-def check_mean(values, expected):
+def assert_mean(values, expected):
     """Monte Carlo: is the mean of independent values as expected, within 4 standard errors?"""
     error = values.std() / sqrt(values.size)
     assert abs(values.mean() - expected) <= 4 * error + 1e-12
@@ -138,7 +138,7 @@ def law(request):
 def test_each_feature_is_on_with_its_own_probability(law):
     x, p = law
     on = x > 0
-    check_mean(on, p.mean())
+    assert_mean(on, p.mean())
 
     # The mean of n Bernoulli variables has the standard error √(p (1 − p) / n). In 2000 trials one
     # of 700 columns is 5 errors away by chance.
@@ -150,7 +150,7 @@ def test_each_feature_is_on_with_its_own_probability(law):
 def test_samples_have_the_moments_of_the_law(law, power):
     # E x^k = p ∫₀¹ u^k du.
     x, p = law
-    check_mean(x**power, p.mean() / (power + 1))
+    assert_mean(x**power, p.mean() / (power + 1))
 
 
 def test_values_of_features_that_are_on_are_uniform(law):
@@ -167,8 +167,8 @@ def test_values_of_features_that_are_on_are_uniform(law):
 def test_neighbouring_features_and_samples_are_uncorrelated(law):
     x, p = law
     centred = x - p / 2
-    check_mean(centred[:, :-1] * centred[:, 1:], 0)
-    check_mean(centred[:-1] * centred[1:], 0)
+    assert_mean(centred[:, :-1] * centred[:, 1:], 0)
+    assert_mean(centred[:-1] * centred[1:], 0)
 
 
 @cases("draw, last", [
@@ -254,7 +254,7 @@ def test_the_defaults_train_below_the_theory():
     assert loss < 0.7 * optimum(0.25, 0.045).loss
 
 
-def check_steps(trainer, draw):
+def assert_steps(trainer, draw):
     """Compare three steps with plain gradients and `rug.adam`, in float64, on the same samples."""
     model = in_float64(trainer.model)
     means = [np.zeros_like(array) for array in model.parameters]
@@ -275,7 +275,7 @@ def check_steps(trainer, draw):
 @cases("p", [0.3, np.linspace(0.1, 1, 12)])
 def test_plain_steps_are_adam_on_the_gradients(p):
     trainer = PlainTrainer(12, 5, p, batch=20, seed=2)
-    check_steps(trainer, lambda trainer: sample(20, 12, p, 2, len(trainer.losses) - 1))
+    assert_steps(trainer, lambda trainer: sample(20, 12, p, 2, len(trainer.losses) - 1))
 
 
 # The bias is shifted to silence outputs: none of them; so many that all threads skip zeros; or so
@@ -293,7 +293,7 @@ def test_plain_steps_are_adam_on_the_gradients(p):
 def test_the_fast_path_is_the_plain_path(n_sparse, n_dense, p, batch, threads, shift):
     trainer = Trainer(n_sparse, n_dense, p, batch, seed=2, threads=threads)
     trainer.model.bias[:] += shift
-    check_steps(trainer, drawn)
+    assert_steps(trainer, drawn)
 
     # Loops replace a dense product where less than a fifth of the outputs are on.
     for rows, silent in zip(trainer.rows, trainer.mostly_silent):
@@ -738,7 +738,7 @@ def test_interference_leans_as_predicted():
     nu = model.preactivation(x) - model.diagonal * x
     numbers = feature_statistics(model, 0.2)
     cubes = ((nu - numbers.effective_bias) / numbers.sigma)**3
-    check_mean(cubes[:, 0], numbers.nu_skewness[0])
+    assert_mean(cubes[:, 0], numbers.nu_skewness[0])
 
 
 def test_lyapunov_counts_equal_interferers():
@@ -848,7 +848,7 @@ def test_no_direction_is_preferred_by_the_random_projector():
     # A uniform direction is that of a Gaussian vector: its entries, times √n, have the fourth
     # moment 3. That of other vectors is another.
     direction = random_projector(10**5, 1, 0.3, seed=0).encoder.astype(float)
-    check_mean(1e10 * direction**4, 3)
+    assert_mean(1e10 * direction**4, 3)
 
 
 # ------------------------------------------------------------------------------ mistaken arguments
@@ -1047,6 +1047,7 @@ def test_extreme_settings_give_numbers(flags, small, tmp_path, capsys):
 def test_without_a_terminal_the_job_runs(stdout, small, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stdout)
     train.main([*FLAGS, str(tmp_path)])
+    assert os.listdir(tmp_path / "runs") == ["model.npz"]
 
 
 def test_the_tables_show_what_is_known(small, tmp_path, capsys):
@@ -1149,7 +1150,7 @@ def test_numba_caches_where_it_is_told_to(tmp_path):
 
 
 def test_without_a_folder_for_its_cache_numba_compiles():
-    run("""
+    output = run("""
         import numba, numpy
         njit = numba.njit
         def without_folder(cache=False, **options):
@@ -1159,7 +1160,8 @@ def test_without_a_folder_for_its_cache_numba_compiles():
         numba.njit = without_folder
         import rug
         numba.njit = njit
-        rug.scramble(numpy.uint64(1))""")
+        print(rug.scramble(numpy.uint64(0)))""")
+    assert output == "0\n"  # shifts, exclusive or and products of 0
 
 
 SMALL = """

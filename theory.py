@@ -29,9 +29,9 @@ Two things are easily overlooked. First, the optimum is the least loss of a symm
 ones are.
 
 Second, it is reached not by one matrix but by many: every scaled projector with an equal diagonal
-has the same a and σ. The Persian rug is one of them, and a random projector is nearly one. A trained
-W is another: still very nearly a scaled projector, but with a few strongly negative entries in each
-row. Three numbers cannot see those, and ReLU hides what they do.
+has the same a and σ. The Persian rug is one of them, and a random projector is nearly one. A
+trained W is another: still very nearly a scaled projector, but with a few strongly negative entries
+in each row. Three numbers cannot see those, and ReLU hides what they do.
 
 Losses are per feature, E ‖x − f(x)‖² / n_sparse. r = n_dense/n_sparse, and p is the probability
 that a feature is on. Functions of r and p raise ValueError outside (0, 1] and compute in float64.

@@ -61,10 +61,12 @@ def main_job(trainer, steps, peak, checkpoint, out):
     print(f"Dead features of the trained model: {rug.dead_features(model, p).sum()}.")
 
     # Draw.
+    models = pair | {f"Persian rug, n_sparse {LARGE}": large}
+    values = {name: interference(model, p) for name, model in models.items()}
     with matplotlib.style.context("default"):
         figures = folder(out, "figures")
         draw_loss(f"{figures}/loss.png", trainer.losses, rows, p)
-        draw_interference(f"{figures}/interference.png", pair, large, best, p)
+        draw_interference(f"{figures}/interference.png", values, best)
         draw_weights(f"{figures}/weights.png", pair)
         draw_rug(f"{figures}/rug.png", forge.rug_at(256, r, p, trainer.seed))
 
@@ -250,16 +252,20 @@ def draw_loss(path, losses, rows, p):
     save_figure(figure, path)
 
 
-def draw_interference(path, pair, large, best, p):
-    """The law of the interference ν: of two models, {name: rug.Autoencoder}, and a large rug."""
-    models = pair | {f"Persian rug, n_sparse {LARGE}": large}
+def interference(model, p):
+    """ν of all features on fresh samples, in units of its σ around its mean: a flat array."""
+    x = rug.sample(2**22 // model.n_sparse, model.n_sparse, p, 0, stream=rug.EVALUATION)
+    nu = model.preactivation(x) - model.diagonal * x  # this has the bias in its mean
+    nu = (nu - nu.mean(axis=0)) / (nu.std(axis=0) + 1e-12)
+    return nu.ravel()
+
+
+def draw_interference(path, values, best):
+    """The law of the interference of three models, {name: `interference`}: trained and forged."""
     figure, axes = subplots(figsize=(8, 4.6))
     bins = np.arange(-8, 6, 0.2)
-    for (name, model), key in zip(models.items(), ("trained", "small rug", "rug")):
-        x = rug.sample(2**22 // model.n_sparse, model.n_sparse, p, 0, stream=rug.EVALUATION)
-        nu = model.preactivation(x) - model.diagonal * x  # this has the bias in its mean
-        nu = (nu - nu.mean(axis=0)) / (nu.std(axis=0) + 1e-12)
-        axes.hist(nu.ravel(), bins, density=True, histtype="step", color=COLOURS[key], label=name)
+    for (name, nu), key in zip(values.items(), ("trained", "small rug", "rug")):
+        axes.hist(nu, bins, density=True, histtype="step", color=COLOURS[key], label=name)
     axes.plot(bins, theory.normal_density(bins), color=COLOURS["theory"], label="Gaussian")
     axes.axvline(-best.b / (best.sigma + 1e-12), color="#999999", ls=":",
                  label="right of it, ReLU lets\nν of an off feature through")
