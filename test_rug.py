@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from math import cos, inf, log, nan, pi, sqrt
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from numpy import allclose, array_equal
-from pytest import approx, raises
+from pytest import raises
 
 import rug
 import theory
@@ -41,6 +42,7 @@ from theory import feature_statistics, macroscopics, noise_per_signal, relu_mome
 
 HERE = Path(__file__).resolve().parent
 cases = pytest.mark.parametrize
+approx = partial(pytest.approx, rel=1e-6, abs=0)  # or all numbers below 1e-12 are alike
 
 
 def lines(text):
@@ -549,6 +551,10 @@ def test_symmetric_loss_is_the_integral(p):
     rng = np.random.default_rng(0)
     size = 10**rng.uniform(-8, 1, (3, 60))
     a, b, sigma = size * rng.choice([-1, 0, 1], (3, 60))
+
+    # In every other one au + b passes 0 within [0, 1], in a few σ or in a thousand.
+    b[::2] = -a[::2] * rng.random(30)
+    sigma[::2] = a[::2] * 10**rng.uniform(-3, 0, 30)
     expected = [loss_integral(*place, p) for place in zip(a, b, abs(sigma))]
     found = symmetric_loss(a, b, abs(sigma), p)
     assert allclose(found, expected, rtol=1e-9, atol=1e-14)
@@ -698,6 +704,15 @@ def test_dropping_keeps_the_best_fraction(p, over_tangent):
         losses.append(q * best + (1 - q) * variance(p))
     assert dropping_loss(r, p) == approx(min(losses), rel=1e-3)
     assert (kept_fraction(r, p) < 1) == (over_tangent < 1)
+
+
+@cases("p", [0.003, 0.3, 0.9])
+def test_no_line_is_steeper_than_the_tangent(p):
+    def slope(r):
+        return (variance(p) - optimum(r, p).loss) / r
+
+    ratios = np.geomspace(p / 100, 1, 300)
+    assert slope(tangent_ratio(p)) > max(map(slope, ratios)) * (1 - 1e-7)
 
 
 def test_the_tangent_ratio_has_its_limit():
@@ -952,6 +967,14 @@ def test_the_spread_of_several_draws_is_in_their_error():
     row = train.measure("name", "colour", "marker", models, 0.3, seed=0)
     assert row.loss == approx(0.1 + 0.05, rel=0.01)
     assert row.error == approx(0.05, rel=0.02)
+
+
+def test_draws_have_seeds_of_their_own(small):
+    model = RUG.autoencoder()
+    rows = train.compare(model, macroscopics(model, P), P, seed=3)
+    draws = [rug_at(64, 24 / 64, P, seed) for seed in range(3, 11)]
+    losses = [evaluate(forged, P, 4096 // 8, seed=3).loss for forged in draws]
+    assert rows[2].loss == approx(np.mean(losses))
 
 
 def test_theory_at_the_trained_numbers_takes_the_effective_bias(small):
