@@ -302,6 +302,12 @@ def test_the_fast_path_is_the_plain_path(n_sparse, n_dense, p, batch, threads, s
         assert silent == (np.mean(trainer.z[rows] != 0) <= 0.2)
 
 
+@cases("threads", [2, 3])
+def test_threads_change_only_the_rounding(threads):
+    alone, shared = (trained(Trainer(200, 30, 0.05, 100, threads=n), 60) for n in (1, threads))
+    assert allclose(alone.losses, shared.losses, rtol=1e-4)
+
+
 @cases("n_sparse, p", table("""
 2**10  0.05
 2**17  0.05
@@ -809,6 +815,7 @@ def test_two_transforms_are_the_dense_model():
     model = RUG.autoencoder()
     assert allclose(RUG.encode(X), X @ model.encoder, atol=1e-5)
     assert allclose(RUG.forward(X), model.forward(X), atol=1e-5)
+    assert RUG.forward(X).dtype == np.float32
     assert array_equal(dead_features(RUG, P), dead_features(model, P))
 
 
