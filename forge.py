@@ -6,7 +6,8 @@ exactly and one nearly, and needs only a and b from the theory, no training.
 
 1. The transform           `walsh_hadamard`, products with Hadamard's matrix in O(n log n)
 2. The Persian rug         `persian_rug`: all features exactly alike, and self-similar to look at
-3. A random projector      `random_projector`: alike only on average, and nothing to look at
+3. The paired rug          `paired_rug`: its rows are chosen, and it comes near trained weights
+4. A random projector      `random_projector`: alike only on average, and nothing to look at
 
 Uses rug.py for the models and theory.py for a and b. Source of the rug: arXiv:2410.12101.
 """
@@ -148,12 +149,75 @@ def rug_at(n_sparse, ratio, p, seed):
 
     The logarithm of n_sparse is rounded to a power of two, n_dense to a whole number above 0.
     """
+    return persian_rug(*rug_sizes(n_sparse, ratio), p, seed)
+
+
+def rug_sizes(n_sparse, ratio):
+    """The n_sparse and n_dense of `rug_at`."""
     n_sparse = 2**round(math.log2(rug.whole_number("n_sparse", n_sparse, 1)))
     n_dense = max(1, round(theory.fraction("ratio", ratio) * n_sparse))
-    return persian_rug(n_sparse, n_dense, p, seed)
+    return n_sparse, n_dense
 
 
-# ------------------------------------------------------------------------- 3. A random projector
+# --------------------------------------------------------------------------- 3. The paired rug
+
+def paired_rug(n_sparse, ratio, p, seed):
+    """A PersianRug whose rows are chosen and not drawn: random ones among those of odd number.
+
+    An odd k has its lowest bit, so H[k, i ⊕ 1] = −H[k, i]. With such rows only, the kernel is −1 at
+    1: the features 2i and 2i + 1 are opposites, W[2i, 2i + 1] = −a. The squares in a row of W sum to
+    the same as before. The partner now has a large share of them, the other features have less. And
+    what the partner does is harmless, because it pushes a feature that is off further down, where
+    ReLU hides it. Only if both are on they disturb each other.
+
+    No other projector's interference leans further to the negative side, and by choosing the rows
+    the rug comes near the loss of trained networks: both are shown in experiments/rows.py.
+
+    a and the bias are fitted to samples (`fit`). If n_dense is above n_sparse/2, all odd rows are
+    taken and random ones of the others. Sizes are rounded as by `rug_at`, which has the errors, too.
+    """
+    n_sparse, n_dense = rug_sizes(n_sparse, ratio)
+    rng = np.random.default_rng(rug.whole_number("seed", seed, 0))
+
+    # Odd rows first, then even ones, each in random order; row 0 is the last.
+    even = 1 - np.arange(n_sparse) % 2
+    place = even + rng.random(n_sparse)
+    place[0] = 2
+    rows = np.argsort(place)[:n_dense]
+    return fit(PersianRug(n_sparse, rows, 1.0, 0.0), p, seed)
+
+
+def fit(forged, p, seed):
+    """Give a PersianRug with a = 1 and bias 0 the a and the bias of the least loss on samples.
+
+    As in theory.optimum: with a threshold t the output is a ReLU(z − t), for each t the best a is
+    A/B, and the best t has the largest A²/B. Now A = E x ReLU(z − t) and B = E ReLU(z − t)² are
+    means over samples.
+    """
+    x = rug.sample(max(4, 2**20 // forged.n_sparse), forged.n_sparse, p, seed)
+    z = forged.preactivation(x)
+
+    def signal_and_power(t):
+        output = np.maximum(z - t, 0)
+        return np.mean(x * output), np.mean(output**2) + 1e-30
+
+    def removed(thresholds):
+        pairs = [signal_and_power(t) for t in thresholds]
+        return [signal**2 / power for signal, power in pairs]
+
+    # The best t is between 0 and the symmetric optimum's, or a few deviations of ν beside them.
+    best = theory.optimum(forged.n_dense / forged.n_sparse, p)
+    symmetric = -best.b / best.a
+    reach = 2 * best.sigma / best.a
+    low = min(symmetric, 0) - reach
+    high = max(symmetric, 0) + reach
+    t = theory.maximise(removed, low, high, points=13, rounds=3)
+    signal, power = signal_and_power(t)
+    a = float(signal / power)
+    return PersianRug(forged.n_sparse, forged.rows, a, -a * t)
+
+
+# ------------------------------------------------------------------------- 4. A random projector
 
 def random_projector(n_sparse, n_dense, p, seed):
     """The rug.Autoencoder with W = (a/r) Q Qᵀ, the columns of Q a random orthonormal basis.

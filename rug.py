@@ -279,15 +279,17 @@ class PlainTrainer:
             shape = self.n_sparse, self.n_dense
             require(init.encoder.shape == shape, "init's encoder", init.encoder.shape, shape)
             start = init.parameters
+            kind = type(init)
         else:
             require(init in (*STARTS,), "init", init, " or ".join(STARTS) + " or an Autoencoder")
             rng = np.random.default_rng(self.seed)
             start = STARTS[init](self.n_sparse, self.n_dense, self.p, rng)
+            kind = Autoencoder
 
         # A copy of the start, in float32, and Adam's two running means, which begin at 0.
-        self.model = Autoencoder(*(np.array(array, np.float32) for array in start))
-        self.means = Parameters(*(np.zeros_like(array) for array in self.model.parameters))
-        self.squares = Parameters(*(np.zeros_like(array) for array in self.model.parameters))
+        self.model = kind(*(np.array(array, np.float32) for array in start))
+        self.means = start._make(map(np.zeros_like, self.model.parameters))
+        self.squares = start._make(map(np.zeros_like, self.model.parameters))
         self.losses = []
 
     def __repr__(self):
@@ -301,17 +303,17 @@ class PlainTrainer:
         Returns the loss of that batch before the step.
         """
         require_rate(lr)
-        done = len(self.losses)
-
-        # Draw x; loss and gradients; Adam.
-        x = sample(self.batch, self.n_sparse, self.p, self.seed, step=done)
-        loss, gradients = self.model.loss_and_gradients(x)
+        loss, gradients = self.loss_and_gradients()
+        self.losses.append(loss)
         arrays = zip(self.model.parameters, gradients, self.means, self.squares)
         for weight, gradient, mean, square in arrays:
-            adam(weight, gradient, mean, square, done + 1, lr)
-
-        self.losses.append(loss)
+            adam(weight, gradient, mean, square, len(self.losses), lr)
         return loss
+
+    def loss_and_gradients(self):
+        """Draw the next batch x; its loss, and the gradients of the weights."""
+        x = sample(self.batch, self.n_sparse, self.p, self.seed, step=len(self.losses))
+        return self.model.loss_and_gradients(x)
 
     def _arrays(self):
         """Weights, Adam's means and squares: everything that training changes, but the losses."""

@@ -33,7 +33,7 @@ from pytest import raises
 import rug
 import theory
 import train
-from forge import PersianRug, persian_rug, random_projector, rug_at, walsh_hadamard
+from forge import PersianRug, paired_rug, persian_rug, random_projector, rug_at, walsh_hadamard
 from rug import Autoencoder, PlainTrainer, Trainer
 from rug import dead_features, default_steps, evaluate, learning_rate, peak_rate, sample
 from theory import bayes_loss, linear_loss, optimum, oracle_loss, scaling_loss, symmetric_loss
@@ -393,6 +393,7 @@ sample(2, 30, 0.5, seed)
 PlainTrainer(32, 8, 0.1, seed=seed).model.encoder
 trained(Trainer(200, 30, 0.05, 100, seed, threads=3), 60).model.encoder
 persian_rug(32, 8, 0.1, seed).rows
+paired_rug(32, 0.25, 0.1, seed).rows
 random_projector(32, 8, 0.1, seed).encoder
 """))
 def test_the_seed_decides(make):
@@ -737,7 +738,6 @@ def test_macroscopics_of_a_known_matrix(monkeypatch):
     w = product(model)
     others = w[~np.eye(30, dtype=bool)].reshape(30, 29).T  # column i is row i without W_ii
     sigma = np.sqrt(variance(0.2) * sum(others**2))
-    centred = others - others.mean(axis=0)
 
     # Cumulants of a sum add up. The third of x is E x³ − 3 E x² E x + 2 (E x)³ = (p/4)(1 − p)².
     expected = theory.FeatureStatistics(
@@ -746,7 +746,6 @@ def test_macroscopics_of_a_known_matrix(monkeypatch):
         effective_bias=model.bias + 0.1 * sum(others),
         sigma=sigma,
         lyapunov=sum(abs(others)**3) / sum(others**2)**1.5,
-        skewness=sum(centred**3) / 29 / others.std(axis=0)**3,
         nu_skewness=0.05 * 0.8**2 * sum(others**3) / sigma**3)
     assert allclose(feature_statistics(model, 0.2), expected, rtol=1e-9)
     spreads = [(x.mean(), x.std()) for x in expected]
@@ -768,7 +767,7 @@ def test_lyapunov_counts_equal_interferers():
     decoder[0, 1:] = -0.3
     numbers = feature_statistics(Autoencoder(np.eye(10), decoder, np.zeros(10)), 0.1)
     assert numbers.lyapunov == approx([1 / 3] + [0] * 9)
-    assert not numbers.skewness.any()
+    assert not numbers.nu_skewness[1:].any()
 
 
 # ---------------------------------------------------------------------------------------- forge.py
@@ -856,6 +855,43 @@ def test_rug_at_is_the_nearest_rug():
     assert repr(rug_at(9, 1e-4, P, 0)) == "PersianRug(n_sparse=8, n_dense=1)"
 
 
+def test_features_of_a_paired_rug_have_an_opposite():
+    w = product(paired_rug(64, 24 / 64, P, seed=0).autoencoder())
+    i = np.arange(64)
+    assert allclose(w[i, i ^ 1], -w[i, i])
+    assert allclose(w @ w, w[0, 0] * 64 / 24 * w, atol=1e-4)
+
+
+def test_no_projector_has_less_third_cumulant_than_a_paired_rug():
+    # P ∘ P ∘ P is positive semidefinite (Schur), so its entries sum to 0 or more, and those off the
+    # diagonal to −Σ P_ii³ or more.
+    for w in (RUG_W, product(random_projector(64, 24, P, seed=0))):
+        assert (w**3).sum() > 0
+    paired = product(paired_rug(64, 24 / 64, P, seed=0).autoencoder())
+    assert (paired**3).sum() == approx(0, abs=1e-4)
+
+
+@cases("r", [0.25, 0.5, 0.8])
+def test_a_paired_rug_has_the_best_a_and_bias(r):
+    forged = paired_rug(1024, r, P, seed=0)
+
+    def loss(a, bias):
+        model = PersianRug(1024, forged.rows, a, bias)
+        return evaluate(model, P, 4096, seed=1).loss  # all on the same samples
+
+    least = loss(forged.a, forged.bias)
+    assert least < 0.9 * optimum(r, P).loss
+    for step in (-0.1, 0.1):
+        assert loss(forged.a + step, forged.bias) > least
+        assert loss(forged.a, forged.bias + step / 3) > least
+
+
+def test_above_one_half_a_paired_rug_has_all_odd_rows():
+    assert {*range(1, 64, 2)} < {*paired_rug(64, 0.75, P, seed=0).rows}
+    assert 0 not in paired_rug(64, 63 / 64, P, seed=0).rows
+    assert allclose(paired_rug(64, 1, P, seed=0).forward(X), X, atol=1e-5)
+
+
 def test_the_random_projector_is_a_projector_near_the_theory():
     model = random_projector(2048, 512, 0.045, seed=0)
     numbers = macroscopics(model, 0.045)
@@ -907,7 +943,7 @@ critical_ratio symmetric_loss relu_moments feature_statistics
 macroscopics
 sample evaluate Autoencoder MODEL.forward MODEL.loss_and_gradients Trainer PlainTrainer
 Trainer(8,2,0.5).step PlainTrainer(8,2,0.5).step
-walsh_hadamard persian_rug rug_at random_projector
+walsh_hadamard persian_rug rug_at paired_rug random_projector
 """.split()
 MODEL = random_model(4, 2)
 
@@ -996,7 +1032,7 @@ def test_a_loss_that_is_no_number_stops_training(tmp_path):
     trainer = Trainer(16, 4, 0.3)
     trainer.model.bias[:] = nan
     with raises(RuntimeError, match="diverged"):
-        train.train(trainer, 2, 0.5, tmp_path / "checkpoint")
+        train.train(trainer, [0.5, 0.5], tmp_path / "checkpoint")
     assert not os.listdir(tmp_path)
 
 

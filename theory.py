@@ -79,7 +79,6 @@ class FeatureStatistics(NamedTuple):
     effective_bias: np.ndarray  # bias_i + (p/2) Σ W_ij
     sigma: np.ndarray           # deviation of ν_i, √(Var(x) Σ W_ij²)
     lyapunov: np.ndarray        # Λ_i = Σ |W_ij|³ / (Σ W_ij²)^{3/2}
-    skewness: np.ndarray        # of the entries W_ij of row i
     nu_skewness: np.ndarray     # of ν_i, E (ν_i − μ_i)³ / σ_i³
 
 
@@ -107,7 +106,7 @@ def feature_statistics(model, p):
     Which way does it lean? The third cumulant of a sum is the sum of the third cumulants, so
     E (ν_i − μ_i)³ = κ₃(x) Σ W_ij³, where κ₃(x) = E (x − E x)³ = (p/4)(1 − p)².
 
-    Λ and the skewnesses are 0 where nothing interferes. Raises ValueError for p outside (0, 1] and
+    Λ and the skewness are 0 where nothing interferes. Raises ValueError for p outside (0, 1] and
     for a model without these arrays.
     """
     p = fraction("p", p)
@@ -127,14 +126,6 @@ def feature_statistics(model, p):
         cubes[rows] = (w**3).sum(axis=1)
         absolute_cubes[rows] = (np.abs(w)**3).sum(axis=1)
 
-    # Moments of the entries of a row around their mean, from those around 0.
-    others = max(n_sparse - 1, 1)
-    mean = total / others
-    second = squares / others - mean**2
-    third = cubes / others - 3 * mean * squares / others + 2 * mean**3
-    differ = second > 1e-12 * squares / others  # else all entries are equal, up to rounding
-    skewness = np.where(differ, third, 0) / np.where(differ, second, 1)**1.5
-
     safe_squares = np.maximum(squares, 1e-200)  # where nothing interferes, 0/safe_squares is 0
     x_skewness = p / 4 * (1 - p)**2 / variance(p)**1.5
     return FeatureStatistics(
@@ -143,7 +134,6 @@ def feature_statistics(model, p):
         effective_bias=bias + p / 2 * total,
         sigma=np.sqrt(variance(p) * squares),
         lyapunov=absolute_cubes / safe_squares**1.5,
-        skewness=skewness,
         nu_skewness=x_skewness * cubes / safe_squares**1.5)
 
 

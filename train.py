@@ -36,7 +36,9 @@ SAVE_EVERY = 10  # seconds between checkpoints
 
 def main_job(trainer, steps, peak, checkpoint, out):
     """Train, read off W's numbers, predict, forge, compare, draw: tables and pictures."""
-    train(trainer, steps, peak, checkpoint)
+    print_progress = Progress(steps)
+    rates = [rug.learning_rate(step, steps, peak) for step in range(steps)]
+    train(trainer, rates, checkpoint, print_progress.show)
     model = trainer.model
     p = trainer.p
     r = model.n_dense / model.n_sparse
@@ -48,51 +50,54 @@ def main_job(trainer, steps, peak, checkpoint, out):
     # Predict the least loss of a symmetric W with Gaussian interference.
     best = theory.optimum(r, p)
 
-    # Forge such a W: a rug of about the same size, as it must be a power of two; and a large one.
-    small = forge.rug_at(model.n_sparse, r, p, trainer.seed)
-    large = forge.rug_at(LARGE, r, p, trainer.seed)
-    pair = {"trained": model, "Persian rug": small.autoencoder()}
+    # Forge such a W, and one with chosen rows: of about the same size, as it is a power of two.
+    forged = forge.rug_at(model.n_sparse, r, p, trainer.seed)
+    paired = forge.paired_rug(model.n_sparse, r, p, trainer.seed)
+    models = {"trained": model, "Persian rug": forged.autoencoder(),
+              "paired rug": paired.autoencoder()}
 
     # Compare.
     print("Measuring all models on fresh samples …\n", flush=True)
     rows = compare(model, numbers, p, trainer.seed)
     print_losses(rows, p)
-    print_numbers(pair, best, p)
+    print_numbers(models, best, p)
     print(f"Dead features of the trained model: {rug.dead_features(model, p).sum()}.")
 
     # Draw.
-    models = pair | {f"Persian rug, n_sparse {LARGE}": large}
-    values = {name: interference(model, p) for name, model in models.items()}
+    values = {name: interference(each, p) for name, each in models.items()}
     with matplotlib.style.context("default"):
         figures = folder(out, "figures")
         draw_loss(f"{figures}/loss.png", trainer.losses, rows, p)
         draw_interference(f"{figures}/interference.png", values, best)
-        draw_weights(f"{figures}/weights.png", pair)
+        draw_weights(f"{figures}/weights.png", models)
         draw_rug(f"{figures}/rug.png", forge.rug_at(256, r, p, trainer.seed))
 
 
-def train(trainer, steps, peak, checkpoint):
-    """The training loop: until `trainer` has done `steps` steps, saved every few seconds.
+def train(trainer, rates, checkpoint="", report=lambda step, text: None):
+    """The training loop: until `trainer` has done a step at each of the `rates`.
 
-    An interrupt is not saved, as it may come in the middle of a step. Raises RuntimeError if the
-    loss is above 10 or not a number: features are at most 1, so such a network doesn't learn.
+    checkpoint: a file to save the trainer in, every few seconds and at the end; "" for none. An
+    interrupt is not saved, as it may come in the middle of a step. report(step, text) is called
+    after each step. Raises RuntimeError if the loss is above 10 or not a number: features are at
+    most 1, so such a network doesn't learn.
     """
-    progress = Progress(steps)
     saved = time.monotonic()
     try:
-        for step in range(len(trainer.losses), steps):
-            loss = trainer.step(rug.learning_rate(step, steps, peak))
+        for step in range(len(trainer.losses), len(rates)):
+            loss = trainer.step(rates[step])
             if not loss < 10:  # true for NaN, too
                 raise RuntimeError(f"training diverged: loss {loss:g} at step {step + 1}; "
-                                   f"try a smaller --lr than {peak:g}")
-            if time.monotonic() - saved > SAVE_EVERY:
+                                   f"try a smaller --lr than {max(rates):g}")
+            if checkpoint and time.monotonic() - saved > SAVE_EVERY:
                 trainer.save(checkpoint)
                 saved = time.monotonic()
-            progress.show(step + 1, f"loss {np.mean(trainer.losses[-50:]):.6f}")
+            report(step + 1, f"loss {np.mean(trainer.losses[-50:]):.6f}")
     except BrokenPipeError:  # nobody reads what is printed: stop here, between two steps
-        trainer.save(checkpoint)
+        if checkpoint:
+            trainer.save(checkpoint)
         raise
-    trainer.save(checkpoint)
+    if checkpoint:
+        trainer.save(checkpoint)
 
 
 def set_up(n_sparse, ratio, p, steps, lr, batch, seed, init, threads, out):
@@ -128,7 +133,7 @@ def set_up(n_sparse, ratio, p, steps, lr, batch, seed, init, threads, out):
 
 # Colours: mostly Okabe and Ito's (2008), which the colour-blind tell apart.
 COLOURS = {"trained": "#d55e00", "small rug": "#56b4e9", "rug": "#a3182b",
-           "projector": "#cc79a7", "linear": "#666666", "theory": "#0072b2",
+           "paired": "#009999", "projector": "#cc79a7", "linear": "#666666", "theory": "#0072b2",
            "bayes": "#009e73", "oracle": "#e69f00"}
 
 # What theory.py computes, from above: name, and loss at (r, p).
@@ -164,6 +169,10 @@ def compare(trained, numbers, p, seed):
          [forge.rug_at(n_sparse, r, p, k) for k in draws]),
         ("Persian rug", COLOURS["rug"], "+",
          [forge.rug_at(LARGE, r, p, k) for k in draws]),
+        ("paired rug", COLOURS["paired"], "2",
+         [forge.paired_rug(n_sparse, r, p, k) for k in draws]),
+        ("paired rug", COLOURS["paired"], "3",
+         [forge.paired_rug(LARGE, r, p, k) for k in draws]),
         ("random projector", COLOURS["projector"], "1",
          [forge.random_projector(n_sparse, n_dense, p, k) for k in draws]),
     ]
@@ -243,7 +252,8 @@ def draw_loss(path, losses, rows, p):
         right.plot(ratios, [loss(r, p) for r in ratios], color=COLOURS[key], label=name)
     for row in rows:
         if row.marker:
-            right.plot(row.r, row.loss, row.marker, ms=10, color=row.colour, label=row.name)
+            right.plot(row.r, row.loss, row.marker, ms=10, color=row.colour, label=row.name,
+                       fillstyle="none")
     left.set(xscale="log", xlabel="training step", ylabel="loss per feature", ylim=(0, None),
              title="The loss in training")
     right.set(xscale="log", xlabel="ratio r = n_dense / n_sparse",
@@ -264,7 +274,7 @@ def draw_interference(path, values, best):
     """The law of the interference of three models, {name: `interference`}: trained and forged."""
     figure, axes = subplots(figsize=(8, 4.6))
     bins = np.arange(-8, 6, 0.2)
-    for (name, nu), key in zip(values.items(), ("trained", "small rug", "rug")):
+    for (name, nu), key in zip(values.items(), ("trained", "rug", "paired")):
         axes.hist(nu, bins, density=True, histtype="step", color=COLOURS[key], label=name)
     axes.plot(bins, theory.normal_density(bins), color=COLOURS["theory"], label="Gaussian")
     axes.axvline(-best.b / (best.sigma + 1e-12), color="#999999", ls=":",
@@ -278,7 +288,7 @@ def draw_interference(path, values, best):
 def draw_weights(path, models):
     """Corners of W above, histograms of its first 1024 rows below; {title: rug.Autoencoder}."""
     found = {title: model.decoder[:1024] @ model.encoder.T for title, model in models.items()}
-    figure, grid = subplots(2, 2, figsize=(10, 7.2), height_ratios=(3, 1), sharey="row")
+    figure, grid = subplots(2, len(found), figsize=(10, 5.4), height_ratios=(3, 1), sharey="row")
     for (above, below), (title, w) in zip(grid.T, found.items()):
         image = above.imshow(w[:30, :30], cmap="RdBu_r", vmin=-1.5, vmax=1.5)
         above.set(title=title, xlabel="feature j (in)", ylabel="feature i (out)")
@@ -287,7 +297,8 @@ def draw_weights(path, models):
         below.hist(w.ravel(), bins, color="#888888", label="all $W_{ij}$")
         below.hist(np.diag(w), bins, color="#b2182b", label="the diagonal, $W_{ii}$")
         below.set(yscale="log", ylim=(0.7, None), xlabel="entry of W", ylabel="count")
-    below.legend(frameon=False)
+    figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                  frameon=False)
     figure.colorbar(image, ax=grid[0], label="$W_{ij}$", shrink=0.85)
     save_figure(figure, path)
 
