@@ -467,13 +467,16 @@ def scramble(bits):
 @compiled
 def draw_rows(seed, step, first, p, x):
     """`x = sample(…)`: the same law, other numbers. Fills x, a CSR, with the samples from number
-    `first` of the batch on.
+    `first` of the batch on. p: (n_sparse,).
 
     Most features are off, so the loop jumps from one that is on to the next. The number of features
-    between the two is geometric, ⌊ln u / ln(1 − p)⌋ for u uniform in (0, 1). Row k of step t has a
-    generator of its own, splitmix64 seeded by (seed, t, k), so threads may draw rows in any order.
+    between the two is geometric, ⌊ln u / ln(1 − p)⌋ for u uniform in (0, 1). If features differ, p
+    is the largest, and a rarer feature j is turned on with the probability p_j/p where the jump
+    ends. Row k of step t has a generator of its own, splitmix64 seeded by (seed, t, k), so threads
+    may draw rows in any order.
     """
-    inverse_log = 1 / math.log1p(-p) if p < 1 else 0.0  # at p = 1 no feature is jumped over
+    largest = p.max()
+    inverse_log = 1 / math.log1p(-largest) if largest < 1 else 0.0  # at 1 none is jumped over
     entry = 0
     for k in range(len(x.starts) - 1):
         state = scramble(scramble(scramble(seed) + step) + np.uint64(first + k))
@@ -487,6 +490,10 @@ def draw_rows(seed, step, first, p, x):
             if jump >= x.n_columns - 1 - j:
                 break  # beyond the last feature
             j += 1 + int(jump)
+            if p[j] < largest:
+                state += np.uint64(0x9E3779B97F4A7C15)
+                if float(scramble(state) >> np.uint64(24)) * 2.0**-40 >= p[j] / largest:
+                    continue  # it stays off
             x.columns[entry] = j
             x.values[entry] = np.float32(bits & np.uint64(0xFFFFFF)) * np.float32(2.0**-24)
             entry += 1
@@ -621,7 +628,7 @@ def compiled_adam(weight, gradient, mean, square, t, lr, scale):
 
 
 class Trainer(PlainTrainer):
-    """PlainTrainer's training in compiled loops, shared by threads. p must be a number.
+    """PlainTrainer's training in compiled loops, shared by threads.
 
     It differs from PlainTrainer in two things: `draw_rows` draws other samples of the same law,
     and sums are rounded in another order. The same seed and threads give the same bits.
@@ -643,7 +650,6 @@ class Trainer(PlainTrainer):
 
     def __init__(self, n_sparse, n_dense, p, batch=1024, seed=0, init="linear", threads=None):
         super().__init__(n_sparse, n_dense, p, batch, seed, init)
-        require(isinstance(self.p, float), "p of a Trainer", p, "a number; PlainTrainer takes more")
         # No thread should go without a sample or a feature.
         threads = whole_number("threads", cores() if threads is None else threads, 1, 1024)
         self.threads = min(threads, self.batch, self.n_sparse)
@@ -710,7 +716,8 @@ class Trainer(PlainTrainer):
         encoder, decoder, bias = self.model.parameters
 
         # x = sample(…)
-        draw_rows(np.uint64(self.seed), np.uint64(len(self.losses)), rows.start, self.p, x)
+        p = np.broadcast_to(self.p, self.n_sparse).copy()
+        draw_rows(np.uint64(self.seed), np.uint64(len(self.losses)), rows.start, p, x)
         # hidden = x @ encoder
         hidden[:] = 0
         add_product(x, encoder, hidden)

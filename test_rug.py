@@ -96,6 +96,7 @@ def dense(rows):
 def compiled_sample(batch, n_sparse, p, seed, step=0, first=0):
     """What rug.draw_rows draws."""
     x = rug.empty_csr(batch, n_sparse)
+    p = np.full(n_sparse, p, float)
     rug.draw_rows(np.uint64(seed), np.uint64(step), first, p, x)
     return dense(x)
 
@@ -128,7 +129,7 @@ def assert_mean(values, expected):
 
 @pytest.fixture(scope="module", params=[
     *itertools.product([sample, compiled_sample], [0.003, 0.045, 0.5, 1.0]),
-    (sample, np.linspace(0.01, 1, 700)),
+    *itertools.product([sample, compiled_sample], [np.linspace(0.01, 1, 700)]),
 ])
 def law(request):
     """Samples, and the probability of each feature."""
