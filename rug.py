@@ -36,7 +36,7 @@ import numpy as np
 
 # What help(rug) shows.
 __all__ = """sample Autoencoder adam linear_start paper_start peak_rate default_steps learning_rate
-PlainTrainer Trainer evaluate dead_features""".split()
+learning_rates PlainTrainer Trainer evaluate dead_features""".split()
 
 
 # ---------------------------------------------------------------------------------------- 1. Data
@@ -236,9 +236,17 @@ def paper_start(n_sparse, n_dense, p, rng):
 STARTS = {"linear": linear_start, "paper": paper_start}
 
 
-def peak_rate(n_sparse):
-    """The default peak learning rate. How it was found: end of experiments/README.md."""
-    return 120e-3 / math.sqrt(n_sparse)
+def peak_rate(n_sparse, n_dense=1, p=0.0):
+    """The default peak learning rate. How it was found: end of experiments/README.md.
+
+    It is lower where many features act on an output at once. Adam moves every weight by about the
+    rate, and early in training it moves all columns of W_in alike. With the ratio r and the gain g
+    of `linear_start` the mean of z then moves by a multiple of rate · p n_sparse √(r g) in a step.
+    If that is more than about the deviation of x, √(p/3), it overshoots, and features die.
+    """
+    gain = n_dense / (n_sparse + n_dense)
+    together = math.sqrt(p * n_dense * gain)
+    return min(120e-3, 0.6 / max(together, 1e-9)) / math.sqrt(n_sparse)
 
 
 def default_steps(p):
@@ -249,6 +257,11 @@ def default_steps(p):
 def learning_rate(step, steps, peak):
     """The rate at step 0, 1, …, steps − 1: half a cosine wave from `peak` down to almost 0."""
     return peak * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def learning_rates(steps, peak):
+    """The `learning_rate` of each step, a list."""
+    return [learning_rate(step, steps, peak) for step in range(steps)]
 
 
 class PlainTrainer:

@@ -108,7 +108,7 @@ def drawn(trainer):
 
 def trained(trainer, steps):
     """The trainer after some steps at the default rate."""
-    peak = peak_rate(trainer.n_sparse)
+    peak = peak_rate(trainer.n_sparse, trainer.n_dense, np.mean(trainer.p))
     for step in range(steps):
         trainer.step(learning_rate(step, steps, peak))
     return trainer
@@ -273,6 +273,13 @@ def assert_steps(trainer, draw):
                 assert allclose(found, mean, rtol=1e-4, atol=1e-5 * abs(mean).max())
     for found, weight in zip(trainer.model.parameters, model.parameters):
         assert abs(found - weight).max() < 2e-4  # of three steps of 0.01
+
+
+def test_the_default_rate_kills_nothing_where_many_features_act_together():
+    # At 120e-3/√n_sparse two of three features die here, and the loss rises to 4 Var x.
+    trainer = trained(Trainer(1024, 819, 0.3, batch=256), 60)
+    assert max(trainer.losses) < variance(0.3)
+    assert not dead_features(trainer.model, 0.3).any()
 
 
 @cases("p", [0.3, np.linspace(0.1, 1, 12)])

@@ -36,9 +36,7 @@ SAVE_EVERY = 10  # seconds between checkpoints
 
 def main_job(trainer, steps, peak, checkpoint, out):
     """Train, read off W's numbers, predict, forge, compare, draw: tables and pictures."""
-    print_progress = Progress(steps)
-    rates = [rug.learning_rate(step, steps, peak) for step in range(steps)]
-    train(trainer, rates, checkpoint, print_progress.show)
+    train(trainer, rug.learning_rates(steps, peak), checkpoint, Progress(steps).show)
     model = trainer.model
     p = trainer.p
     r = model.n_dense / model.n_sparse
@@ -112,7 +110,7 @@ def set_up(n_sparse, ratio, p, steps, lr, batch, seed, init, threads, out):
     trainer = rug.Trainer(n_sparse, n_dense, p, batch, seed, init, threads)
     steps = rug.default_steps(trainer.p) if steps is None else steps
     rug.whole_number("steps", steps, 1)
-    peak = rug.peak_rate(n_sparse) if lr is None else lr
+    peak = rug.peak_rate(n_sparse, n_dense, trainer.p) if lr is None else lr
     rug.require_rate(peak)
 
     settings = {name: getattr(trainer, name) for name in trainer.SETTINGS}
@@ -133,7 +131,7 @@ def set_up(n_sparse, ratio, p, steps, lr, batch, seed, init, threads, out):
 
 # Colours: mostly Okabe and Ito's (2008), which the colour-blind tell apart.
 COLOURS = {"trained": "#d55e00", "small rug": "#56b4e9", "rug": "#a3182b",
-           "paired": "#009999", "projector": "#cc79a7", "linear": "#666666", "theory": "#0072b2",
+           "paired": "#7f2a8f", "projector": "#cc79a7", "linear": "#666666", "theory": "#0072b2",
            "bayes": "#009e73", "oracle": "#e69f00"}
 
 # What theory.py computes, from above: name, and loss at (r, p).
@@ -415,20 +413,21 @@ example:
   python train.py --n-sparse 2048 --ratio 0.1 --p 0.01 --out /tmp/rug
 
 beyond the main job, each with a --help of its own:
-  python -m experiments.paper       the paper's figures
+  python -m experiments.paper       the paper's figures, and where training ends
   python -m experiments.optimality  one look: ReLU beside JumpReLU, top-k, Bayes, the oracle
   python -m experiments.passes      a second look: decoding again, to exact recovery
   python -m experiments.exact       the loss of given weights without the Gaussian
   python -m experiments.descent     training on the theory, without a sample
-  python -m experiments.phases      when features are dropped
-  python -m experiments.codes       codes that beat the rug, and what they cost
+  python -m experiments.capacity    features that are not alike: who gets how much
+  python -m experiments.rows        which rows make a rug as good as a trained network
+  python -m experiments.codes       other codes that beat the rug, and what they cost
   python -m experiments.bench       what a step costs""")
     flags = [
         ("--n-sparse", 512, "number of features, 1 or more (default %(default)s)"),
         ("--ratio", 0.25, "n_dense/n_sparse, in (0, 1] (default %(default)s)"),
         ("--p", 0.045, "probability that a feature is on, in (0, 1] (default %(default)s)"),
         ("--steps", None, "training steps, 1 or more (default: 2000 at p 0.045, at least 1500)"),
-        ("--lr", None, "peak learning rate (default: 120e-3/√n_sparse); falls as half a cosine"),
+        ("--lr", None, "peak learning rate (default: `rug.peak_rate`); falls as half a cosine"),
         ("--batch", 1024, "samples a step, 1 or more (default %(default)s)"),
         ("--seed", 0, "of weights, data and forged rows, 0 or more (default %(default)s)"),
         ("--threads", None, "threads, 1 or more (default: one a core)"),

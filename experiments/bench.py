@@ -1,8 +1,11 @@
-"""What a training step costs, part by part, beside the one product that has to be dense.
+"""What does a training step cost, part by part?
 
-Each kernel of rug.py is called by itself on the arrays of a network that has trained for a while:
-the share of active outputs, which decides the cost, falls meanwhile. Medians in milliseconds, batch
-1024; other work on the machine counts. Below: how far 700 steps get, and in what time.
+The compiled loops of rug.py are called by themselves, on the arrays of a network that has trained
+for a while: the share of outputs that are on decides the cost, and falls in training. Beside these
+parts stand a whole step of one thread, which also draws samples, and one of all cores. Times are
+medians in milliseconds, for a batch of 1024. Other work on the machine makes them longer.
+
+The decode is the only product that has to be dense, so it is the floor under a step.
 """
 import time
 
@@ -10,105 +13,91 @@ import numpy as np
 
 import rug
 import train
-from experiments import sweep
+from experiments import command
 
-SETTINGS = ((512, 0.25, 0.045, 400), (2048, 0.25, 0.01, 120), (8192, 0.05, 0.03, 25))  # and warm-up
+# n_sparse, r, p, and steps of training before: until few outputs are on.
+SETTINGS = [
+    (512, 0.25, 0.045, 400),
+    (2048, 0.25, 0.01, 120)]
 
 
-def median_ms(task, prepare=lambda: None, times=15):
-    """Median milliseconds of `task()`, each after an untimed `prepare()`; the first is left out."""
+def median_ms(task, prepare=lambda: None):
+    """Median milliseconds of 15 calls of `task()`, each after an untimed `prepare()`."""
     seconds = []
-    for _ in range(times + 1):
+    for _ in range(15):
         prepare()
         start = time.perf_counter()
         task()
         seconds.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(seconds[1:]))
+    return 1e3 * np.median(seconds)
 
 
 def warm_trainer(n_sparse, ratio, p, steps, threads):
-    """A trainer after `steps` steps at half the usual rate."""
+    """A rug.Trainer after `steps` steps at half the usual rate."""
     trainer = rug.Trainer(n_sparse, round(ratio * n_sparse), p, threads=threads)
-    for _ in range(steps):
-        trainer.step(sweep.peak_rate(n_sparse) / 2)
+    train.train(trainer, [rug.peak_rate(n_sparse) / 2] * steps)
     return trainer
 
 
 def parts(trainer):
-    """{part: milliseconds a step} of a trainer with one thread."""
+    """{part: milliseconds a step} of a trainer with one thread, most of whose outputs are off."""
     encoder, decoder, bias = trainer.model.parameters
+    hidden = trainer.hidden
     x = trainer.x[0]
     dz = trainer.dz[0]
-    hidden = trainer.hidden
-    silent = trainer.mostly_silent[0]
-    x_by_feature = trainer.x_by_feature[0]
-    dz_by_feature = trainer.dz_by_feature[0]
-    transposed = [(x, x_by_feature)]
-    if silent:
-        transposed.append((dz, dz_by_feature))
-    seed = np.uint64(trainer.seed)
-    step = np.uint64(len(trainer.losses) - 1)
+    by_feature = trainer.x_by_feature[0]
 
-    # Weights and Adam's means are not touched; x and the transposed lists are written again with
-    # the same numbers.
-    z = hidden @ decoder.T
-    z_work = np.empty_like(z)
-    dz_work = rug.empty_csr(*z.shape)
-    d_bias = np.zeros_like(bias)
+    # Room for what the parts write. The weights of the trainer stay as they are.
     out = np.zeros_like(hidden)
     gradient = np.zeros_like(encoder)
-    weight, mean, square = np.zeros((3, encoder.size), np.float32)
+    flat = np.zeros((4, 2 * encoder.size), np.float32)  # for Adam, encoder and decoder at once
+
+    def decode():
+        np.matmul(hidden, decoder.T, out=trainer.z)
 
     def residual():
-        rug.residual(z_work, bias, x, dz_work, trainer.row_losses, d_bias)
+        rug.residual(trainer.z, bias, x, dz, trainer.row_losses, trainer.d_bias[0])
 
     def gradients():
-        if silent:
-            rug.add_product(dz, decoder, out)
-            rug.add_product(dz_by_feature, hidden, gradient)
-        else:
-            np.matmul(trainer.z, decoder, out=out)
-            np.matmul(trainer.z.T, hidden, out=gradient)
-        rug.add_product(x_by_feature, trainer.d_hidden, gradient)
+        rug.add_product(dz, decoder, out)
+        rug.transpose(dz, by_feature)
+        rug.add_product(by_feature, hidden, gradient)
+        rug.transpose(x, by_feature)
+        rug.add_product(by_feature, trainer.d_hidden, gradient)
 
-    def adam():
-        flat = gradient.reshape(-1)
-        rug.compiled_adam(weight, flat, mean, square, 1, 1e-3, np.float32(1))
-
-    with rug.one_blas_thread():
-        return {"sample": median_ms(lambda: rug.draw_rows(seed, step, 0, trainer.p, x)),
-                "encode": median_ms(lambda: rug.add_product(x, encoder, out)),
-                "decode": median_ms(lambda: np.matmul(hidden, decoder.T, out=z_work)),
-                "residual": median_ms(residual, prepare=lambda: np.copyto(z_work, z)),
-                "transpose": median_ms(lambda: [rug.transpose(*pair) for pair in transposed]),
-                "gradients": median_ms(gradients),
-                "adam": 2 * median_ms(adam)}  # of encoder and decoder
+    # Before each call z is decoded anew, because the residual writes over it.
+    tasks = {
+        "encode": lambda: rug.add_product(x, encoder, out),
+        "decode": decode,
+        "residual": residual,
+        "gradients": gradients,
+        "Adam": lambda: rug.compiled_adam(*flat, 1, 1e-3, np.float32(1))}
+    times = {}
+    for name, task in tasks.items():
+        times[name] = median_ms(task, prepare=decode)
+    return times
 
 
-def draw(folder, scale, results):
-    """Print the tables."""
+def measure(settings):
+    """{setting: {part: milliseconds}}, and of a whole step."""
+    results = {}
+    for setting in settings:
+        alone = warm_trainer(*setting, threads=1)
+        shared = warm_trainer(*setting, threads=rug.cores())
+        costs = parts(alone)
+        costs["step"] = median_ms(lambda: alone.step(1e-6))
+        costs["step, all cores"] = median_ms(lambda: shared.step(1e-6))
+        results[setting] = costs
+    return results
+
+
+def draw(folder, results):
+    """Print the table."""
     lines = []
-    for n_sparse, ratio, p, warm_up in SETTINGS[:scale]:
-        alone, shared = (warm_trainer(n_sparse, ratio, p, warm_up, threads)
-                         for threads in (1, rug.cores()))
-        share = alone.dz[0].starts[-1] / alone.z.size
-        cost = parts(alone)
-        step = median_ms(lambda: alone.step(1e-6))
-        lines.append([f"({n_sparse}, {ratio}, {p})", f"{share:.0%}",
-                      *(f"{ms:.2f}" for ms in (*cost.values(), step)),
-                      f"{step / cost['decode']:.2f}",
-                      f"{median_ms(lambda: shared.step(1e-6)):.2f}"])
-    train.print_table(["(n_sparse, r, p), one thread", "active", *cost, "step", "step / decode",
-                       f"step, {rug.cores()} threads"], lines)
-
-    trainer = rug.Trainer(512, 128, 0.045)
-    start = time.perf_counter()
-    for step in range(700):
-        trainer.step(rug.learning_rate(step, 700, sweep.peak_rate(512)))
-    spent = time.perf_counter() - start
-    loss, error = rug.evaluate(trainer.model, 0.045, 2**15, seed=1)
-    print(f"700 steps at (512, 0.25, 0.045): loss {loss:.5f} ± {error:.5f} after {spent:.1f} s.")
+    for setting, costs in results.items():
+        lines.append([str(setting)] + [f"{ms:.2f}" for ms in costs.values()])
+    train.print_table(["(n_sparse, r, p, steps before)", *costs], lines)
 
 
 if __name__ == "__main__":
-    sweep.run("bench", __doc__, {"bench": (lambda scale: [], draw)}, {"laptop": 3, "quick": 2})
+    command.run("bench", __doc__, {"quick": SETTINGS}, {"bench": (measure, draw)})

@@ -1,9 +1,13 @@
 """Are a network's large-scale numbers enough to train it? Descend on the loss computed from them.
 
-theory.py's Gaussian loss of a feature depends on W through a_i, b_i and σ_i alone. Here its mean
-over features is differentiated and descended on, without one sample. Found: at r 0.25, p 0.045 it
-ends at the symmetric optimum, all features alike, and loses 3 % more on samples at n_sparse 512. At
-r 0.05, p 0.03 it splits them in two, keeps 44 % and ends 6.7 % below that optimum (why: phases.py).
+theory.py's Gaussian loss of a feature depends on the weights through three numbers only: a_i, σ_i
+and the effective bias b_i. Its mean over the features is a function of the weights with a gradient
+in closed form. Here Adam descends on it, and no sample is drawn. Features may differ in how often
+they are on: p is a number or an array (n_sparse,).
+
+Found, with 500 features: at r = 0.25, p = 0.045 the descent ends at the symmetric optimum, and all
+features are alike. At r = 0.05, p = 0.03 the features part in two. 43 % are kept, the others are
+dropped, and the loss is 6.7 % below that optimum. capacity.py tells why.
 """
 import math
 
@@ -12,134 +16,169 @@ import numpy as np
 import rug
 import theory
 import train
-from experiments import sweep
+from experiments import command
 
+
+# --------------------------------------------------------------------- The loss and its gradients
 
 def gaussian_slopes(a, b, sigma, p):
     """The derivatives of theory.symmetric_loss by a, b and σ², elementwise.
 
     With R_k(m) = E ReLU(m + σz)^k and D_k = [R_k(b+a) − R_k(b)]/a, R_k' = k R_{k−1} integrates to
-        S = ∫₀¹ u R₁(au+b) du = [R₂(b+a) − D₃/3]/(2a),
-        L = p/3 − 2p S + (1−p) R₂(b) + p D₃/3,
-        ∂L/∂a = 2p S − 2p [R₁(b+a) − 2S]/a,
-        ∂L/∂b = 2(1−p) R₁(b) + p D₂ − 2p [R₁(b+a) − D₂/2]/a,
-    and as ∂R_k/∂σ² is half the second derivative by m,
-        ∂L/∂σ² = (1−p) R₀(b) + p D₁ − p [R₀(b+a) − D₁]/a.
-    An |a| below σ/1000 counts as σ/1000, to keep digits; so small a signal is drowned anyway.
+
+        S = ∫₀¹ u R₁(au+b) du = [R₂(b+a) − D₃/3]/(2a)
+        L = p/3 − 2p S + (1−p) R₂(b) + p D₃/3
+
+    and so
+
+        ∂L/∂a = 2p (S − [R₁(b+a) − 2S]/a)
+        ∂L/∂b = 2(1−p) R₁(b) + p (D₂ − [2 R₁(b+a) − D₂]/a)
+
+    As ∂R_k/∂σ² is half the second derivative of R_k by m,
+
+        ∂L/∂σ² = (1−p) R₀(b) + p (D₁ − [R₀(b+a) − D₁]/a)
+
+    An |a| below σ/1000 counts as σ/1000, to keep digits. Noise drowns so small a signal anyway.
     """
     a = np.copysign(np.maximum(np.abs(a), 1e-3 * sigma + 1e-12), a)
     on = theory.moments(b + a, sigma)
     off = theory.moments(b, sigma)
-    d1, d2, d3 = ((above - below) / a for above, below in zip(on[1:], off[1:]))
-    signal = (on[2] - d3 / 3) / (2 * a)
-    by_a = 2 * p * signal - 2 * p * (on[1] - 2 * signal) / a
-    by_b = 2 * (1 - p) * off[1] + p * d2 - 2 * p * (on[1] - d2 / 2) / a
-    by_square = (1 - p) * off[0] + p * d1 - p * (on[0] - d1) / a
+    _, d1, d2, d3 = np.subtract(on, off) / a
+    s = (on[2] - d3 / 3) / (2 * a)
+
+    # First what a feature adds that is on, then what it adds while it is off.
+    by_a = 2 * p * (s - (on[1] - 2 * s) / a)
+    by_b = p * (d2 - (2 * on[1] - d2) / a)
+    by_b += 2 * (1 - p) * off[1]
+    by_square = p * (d1 - (on[0] - d1) / a)
+    by_square += (1 - p) * off[0]
     return by_a, by_b, by_square
 
 
 def gaussian_loss_and_gradients(model, p):
-    """The mean of the features' Gaussian losses and its derivatives: (loss, rug.Parameters).
+    """The mean of the features' Gaussian losses, and its gradients: (loss, rug.Parameters).
 
-    With E the encoder, D the decoder, e = Σ_j E_j and the Gram matrix G = EᵀE (n_dense, n_dense),
-        a_i = D_i·E_i,   σ_i² = Var(x) (D_i G D_iᵀ − a_i²),   b_i + μ_i = b_i + (p/2)(D_i·e − a_i).
-    The chain rule back from α = ∂L/∂a, β = ∂L/∂b and γ = Var(x) ∂L/∂σ² of each feature reads, with
-    o_i = α_i − 2 γ_i a_i − β_i p/2 and H = Σ_i γ_i D_iᵀD_i,
-        ∂L/∂E_i = o_i D_i + 2 E_i H + (p/2) Σ_k β_k D_k,
-        ∂L/∂D_i = o_i E_i + 2 γ_i D_i G + β_i (p/2) e,          ∂L/∂b_i = β_i.
-    model: `.encoder`, `.decoder`, `.bias`. Raises ValueError if it has none or p is outside (0, 1].
+    E_j and D_i are rows of the encoder and the decoder, m_j = p_j/2 and v_j are the mean and the
+    variance of feature j. The hidden vector has the mean h = Σ m_j E_j and the covariance matrix
+    C = Σ v_j E_jᵀE_j, (n_dense, n_dense). Output i sees of them
+
+        a_i = D_i·E_i
+        σ_i² = D_i C D_iᵀ − v_i a_i²
+        b_i = bias_i + D_i·h − m_i a_i
+
+    Let α, β and γ be the derivatives of feature i's loss by a_i, b_i and σ_i². The chain rule back,
+    with o_i = α_i − 2 γ_i v_i a_i − β_i m_i, is
+
+        ∂L/∂E_j = o_j D_j + 2 v_j E_j Σ_i γ_i D_iᵀD_i + m_j Σ_i β_i D_i
+        ∂L/∂D_i = o_i E_i + 2 γ_i D_i C + β_i h
+        ∂L/∂bias_i = β_i
+
+    model: one with `.encoder`, `.decoder` and `.bias`. p: a number or an array (n_sparse,). Raises
+    ValueError if the model has none of these, and for p outside (0, 1].
     """
     encoder, decoder, bias = theory.weights_of(model)
-    variance = theory.variance(p)
-    interfering = decoder @ (encoder.T @ encoder)  # D G, (n_sparse, n_dense)
-    everything = encoder.sum(axis=0)               # e, (n_dense,)
-    a = np.einsum("ij,ij->i", decoder, encoder, dtype=float)
-    squares = np.einsum("ij,ij->i", decoder, interfering, dtype=float) - a * a
-    sigma = np.sqrt(variance * np.maximum(squares, 0))
-    effective_bias = bias + p / 2 * (decoder @ everything - a)
+    n_sparse = len(bias)
+    p = np.broadcast_to(rug.probability(p, n_sparse), n_sparse)
+    mean = p / 2
+    variance = p / 3 - p**2 / 4
 
-    loss = float(theory.symmetric_loss(a, effective_bias, sigma, p).mean())
-    alpha, beta, gamma = gaussian_slopes(a, effective_bias, sigma, p)
-    gamma = variance * gamma
-    own = alpha - 2 * gamma * a - beta * p / 2
+    # The three numbers of each feature, and the mean loss.
+    hidden_mean = mean @ encoder
+    covariance = (variance * encoder.T) @ encoder
+    noisy = decoder @ covariance  # row i is D_i C
+    a = (decoder * encoder).sum(axis=1)
+    noise = (decoder * noisy).sum(axis=1) - variance * a**2
+    sigma = np.sqrt(np.maximum(noise, 0))
+    b = bias + decoder @ hidden_mean - mean * a
+    signal, power = theory.signal_and_power(a, b, sigma, p)
+    loss = float(np.mean(p / 3 - 2 * signal + power))
 
-    # All of the mean loss, (n_sparse, 1), and in the weights' own precision.
-    own, beta, gamma = ((slope / len(a)).astype(encoder.dtype)[:, None]
-                        for slope in (own, beta, gamma))
-    d_encoder = (own * decoder + 2 * encoder @ ((gamma * decoder).T @ decoder)
-                 + p / 2 * (beta * decoder).sum(axis=0))
-    d_decoder = own * encoder + 2 * gamma * interfering + p / 2 * beta * everything
-    return loss, rug.Parameters(d_encoder, d_decoder, beta[:, 0])
-
-
-def descent_rate(n_sparse, n_dense):
-    """The peak rate: a twentieth of the starting weights' standard deviation.
-
-    Measured at n_sparse 96 … 512, r 0.05 … 0.5, p 0.01 … 0.3: 1500 steps end within 0.4 % of the
-    optimum, or below it. Half as much is slow at p = 0.01. Adam moves many features alike, and with
-    them the mean interference: twice as much kills 10 % of the features at (512, 0.05, 0.03), six
-    times all at (512, 0.5, 0.3); at 2048, 1500 steps end up to 3 % above the optimum at any rate.
-    """
-    return 0.05 / math.sqrt(n_sparse + n_dense)
+    # Backward. The loss is a mean, and each feature has 1/n_sparse of it.
+    alpha, beta, gamma = np.divide(gaussian_slopes(a, b, sigma, p), n_sparse)
+    own = (alpha - 2 * gamma * variance * a - beta * mean)[:, None]
+    # For the encoder: its own feature, the noise in all outputs, and their means.
+    d_encoder = own * decoder
+    d_encoder += 2 * variance[:, None] * (encoder @ (gamma * decoder.T @ decoder))
+    d_encoder += np.outer(mean, beta @ decoder)
+    # For the decoder: the same three.
+    d_decoder = own * encoder
+    d_decoder += 2 * gamma[:, None] * noisy
+    d_decoder += np.outer(beta, hidden_mean)
+    return loss, rug.Parameters(d_encoder, d_decoder, beta)
 
 
-def descend(n_sparse, n_dense, p, steps, seed=0, report=lambda done, text: None):
+# ------------------------------------------------------------------------------------ The descent
+
+class TheoryTrainer(rug.PlainTrainer):
+    """A PlainTrainer whose loss is computed by the theory. It draws no samples."""
+
+    def loss_and_gradients(self):
+        """The Gaussian loss, and its gradients times n_sparse / (mean of p).
+
+        Gradients are of the order of p/n_sparse. The factor lifts them far above Adam's ε.
+        """
+        loss, gradients = gaussian_loss_and_gradients(self.model, self.p)
+        scale = self.n_sparse / np.mean(self.p)
+        return loss, rug.Parameters(*(scale * gradient for gradient in gradients))
+
+
+def descend(n_sparse, n_dense, p, steps, report=lambda step, text: None):
     """The model after `steps` steps down its own Gaussian loss, and the losses, (steps,).
 
-    It starts where rug.Trainer does. Adam's ε asks for scaling up the gradients, of the order of
-    p/n_sparse. report(done, text) is called after each step. ValueError for steps < 1, and for
-    sizes, p and seed that rug.PlainTrainer does not take.
+    It starts where rug.PlainTrainer does. report(step, text) is called after each step. Raises
+    ValueError for steps < 1, and for sizes and p that rug.PlainTrainer does not take.
+
+    The peak rate is a twentieth of the starting weights' standard deviation. Measured at n_sparse
+    96 … 512, r 0.05 … 0.5, p 0.01 … 0.3: 1500 steps end within 0.4 % of the optimum, or below it.
+    Half as much is slow at p = 0.01. Adam moves many features alike, and with them the mean
+    interference. So twice as much kills 10 % of the features at (512, 0.05, 0.03), and six times as
+    much kills all at (512, 0.5, 0.3).
     """
-    n_sparse = rug.whole_number("n_sparse", n_sparse, 1)
-    n_dense = rug.whole_number("n_dense", n_dense, 1, n_sparse)
-    p = theory.fraction("p", p)
+    trainer = TheoryTrainer(n_sparse, n_dense, p)
     steps = rug.whole_number("steps", steps, 1)
-    rng = np.random.default_rng(rug.whole_number("seed", seed, 0))
-
-    start = rug.STARTS["linear"](n_sparse, n_dense, p, rng)
-    model = rug.Autoencoder(*(array.astype(np.float32) for array in start))
-    means = [np.zeros_like(weight) for weight in model.parameters]
-    squares = [np.zeros_like(weight) for weight in model.parameters]
-    scale = n_sparse / p
-    peak = descent_rate(n_sparse, n_dense)
-    losses = []
-    with rug.one_blas_thread():  # the products are small: more threads would mostly wait
-        for step in range(steps):
-            loss, gradients = gaussian_loss_and_gradients(model, p)
-            lr = rug.learning_rate(step, steps, peak)
-            for weight, gradient, mean, square in zip(model.parameters, gradients, means, squares):
-                rug.adam(weight, scale * gradient, mean, square, step + 1, lr)
-            losses.append(loss)
-            report(step + 1, f"loss {loss:.6f}")
-    return model, np.array(losses)
+    peak = 0.05 / math.sqrt(n_sparse + n_dense)
+    train.train(trainer, rug.learning_rates(steps, peak), report=report)
+    return trainer.model, np.array(trainer.losses)
 
 
-def draw(folder, scale, results):
-    """Descend at two (r, p): a table of what is reached; the losses on the way, and the W_ii."""
-    (n_sparse, steps), lines = scale, []
-    figure, (left, right) = train.subplots(1, 2, figsize=(11, 4))
-    for ratio, p, colour in ((0.25, 0.045, "#0072b2"), (0.05, 0.03, "#d55e00")):
-        name, n_dense = f"r {ratio:g}, p {p:g}", round(ratio * n_sparse)
-        model, losses = descend(n_sparse, n_dense, p, steps, report=train.Progress(steps).show)
-        best, a = theory.optimum(n_dense / n_sparse, p), theory.feature_statistics(model, p).a
-        loss, error = np.divide(rug.evaluate(model, p, 2**25 // n_sparse, seed=1), best.loss)
-        dead = rug.dead_features(model, p)
-        lines.append([name, f"{best.a:.3f}", f"{a.mean():.3f} ± {a.std():.3f}",
-                      f"{np.mean(a > best.a / 2):.1%}", f"{dead.mean():.1%}",
-                      f"{losses[-1] / best.loss:.4f}", f"{loss:.4f} ± {error:.4f}"])
-        left.plot(losses / best.loss, color=colour, label=name)
-        right.hist(a, np.arange(-0.1, 1.5, 0.04), color=colour)
-        right.axvline(best.a, color=colour, ls="--", lw=1)
-    train.print_table([f"n_sparse {n_sparse}, {steps} steps", "optimum's a", "W_ii ± spread",
-                       "kept", "dead", "loss / optimum's: computed", "on samples"], lines)
-    left.axhline(1, color=train.COLOURS["linear"], lw=1)
-    left.legend(frameon=False)
-    left.set(xlabel="step", ylabel="computed loss / symmetric optimum's", title="No sample needed")
-    right.set(title="All features alike, or split in two", yscale="log", ylim=(0.7, 2 * n_sparse),
-              xlabel="$W_{ii}$ (dashed: the symmetric optimum's a)", ylabel="features")
+# --------------------------------------------------------------------------------- The experiment
+
+PLACES = (0.25, 0.045), (0.05, 0.03)  # (r, p)
+
+
+def measure(scale):
+    """For each place: the model that was reached, the computed losses, the loss on samples."""
+    n_sparse, steps = scale
+    results = {}
+    for r, p in PLACES:
+        progress = train.Progress(steps)
+        model, losses = descend(n_sparse, round(r * n_sparse), p, steps, report=progress.show)
+        sampled = rug.evaluate(model, p, 2**25 // n_sparse, seed=1)
+        results[r, p] = model, losses, sampled
+    return results
+
+
+def draw(folder, results):
+    """A table of what was reached, and the losses on the way."""
+    lines = []
+    figure, axes = train.subplots(figsize=(7, 4))
+    for (r, p), (model, losses, sampled) in results.items():
+        best = theory.optimum(r, p)
+        loss, error = np.divide(sampled, best.loss)
+        kept = np.mean(model.diagonal > best.a / 2)
+        name = f"r = {r}, p = {p}"
+        axes.plot(losses / best.loss, label=name)
+        lines.append([name, f"{losses[-1] / best.loss:.4f}", f"{loss:.4f} ± {error:.4f}",
+                      f"{kept:.1%}"])
+
+    axes.axhline(1, color="black", label="symmetric optimum")
+    axes.legend(frameon=False)
+    axes.set(xlabel="step", ylabel="computed loss / symmetric optimum's",
+             title="One descent ends at the symmetric optimum, one below it")
     train.save_figure(figure, f"{folder}/descent.png")
+    header = ["", "computed loss over theory", "on samples", "features kept"]
+    train.print_table(header, lines)
 
 
 if __name__ == "__main__":
-    sweep.run("descent", __doc__, {"descent": (lambda scale: [], draw)},
-              {"quick": (512, 1500), "laptop": (1024, 3000)})
+    command.run("descent", __doc__, {"quick": (500, 1500)}, {"descent": (measure, draw)})

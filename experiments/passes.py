@@ -1,17 +1,23 @@
-"""Looking again: the rug's hidden vectors hold all of x, if they are read more than once.
+"""Looking again: how much of x do the rug's hidden vectors hold, if they are read more than once?
 
-ReLU, like any activation, decodes feature i from its own pre-activation y_i, and takes what others
-add to it for noise. A decoder that subtracts what it has found sees less of that, finds more, and
-above a critical ratio ends at x itself, by orthogonal approximate message passing (Ma, Ping 2017;
-Rangan, Schniter, Fletcher 2019): in two fast transforms a pass for the rug, or for any W.
+The autoencoder looks once. ReLU decodes feature i from its own pre-activation, and the interference
+of the other features is noise to it. But a decoder that has guessed these features can subtract
+what they add, and look again: now there is less noise, so it guesses better. This is orthogonal
+approximate message passing (Ma, Ping 2017; Rangan, Schniter, Fletcher 2019).
 
-Found, one rug each: sampled losses follow the prediction over 17 decades, and end by rounding. So
-above about r_c hidden vectors lose nothing; what one look leaves is the decoder's doing. At r 0.25,
-p 0.045, a p wrong by 2, or √u for u, costs less than a pass (at r 0.12, near the critical 0.104, p
-twice as large or √u fail); hidden noise of share e leaves e²/5 of Var x; with v predicted instead
-of measured some samples diverge. A trained W's hidden vectors give most samples back, too.
+Found: above a threshold in r the loss goes to 0, so the hidden vectors of a large rug hold all of
+x. Measured losses follow the prediction, down to 1e-17 of Var x. The threshold is near the critical
+ratio for small p, and 2.5 times it at p = 0.5. Small rugs need a few more passes for some samples,
+and near the threshold a third of their samples is not recovered.
+
+1. One look at a feature     `posterior`: where the posterior mean is computed
+2. The prediction            `predicted_losses`, `recovery_ratio`
+3. The decoder               `decode`, and `look_again`: where the noise of a pass is measured
+4. What is measured          large rugs, smaller ones, a mistaken p, noise in the hidden units
+5. Tables and picture
 """
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,249 +25,329 @@ import forge
 import rug
 import theory
 import train
-from experiments import sweep
+from experiments import command
 
-# ------------------------------------------------------------------------ 1. one pass, one feature
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)
-REACH = 72       # e^(−REACH/2) = 2e-16: no density less than this times its peak counts
-SILENT = 1e-150  # noise that counts as none: its square is about the least positive float
+
+# --------------------------------------------------------------------- 1. One look at a feature
+
+SILENT = 1e-15  # least deviation of noise: beside 1, less is lost in rounding
+REACH = 35      # deviations of noise that float64 can tell the probability of
 
 
 def posterior(y, s, p):
-    """η(y) = E[x | y] for y = x + s z, its derivative η′, and the density of y; shaped like y.
-    The posterior of x is x = 0 with some weight, and else N(y, s²) cut to [0, 1]. Its dependence on
-    y is a factor e^{x y/s²}; hence η′(y) = Var(x | y)/s². s may be an array, too; 0 means y = x.
-    Raises ValueError if y or s is not finite, s negative, or p outside (0, 1]."""
-    p = theory.fraction("p", p)
-    y, s = theory.reals("y", y), theory.reals("s", s, 0)
-    out = np.empty((3, *y.shape))
-    s = np.ascontiguousarray(np.broadcast_to(s, y.shape))
-    posterior_loop(p, NODES, WEIGHTS, y.reshape(-1), s.reshape(-1), *out.reshape(3, -1))
-    return out
+    """The posterior mean η(y) = E[x | y] for y = x + s z, its derivative η′(y), the density of y.
+
+    z ~ N(0, 1). With f₀ and f₁ the densities of y if the feature is off and if it is on,
+
+        on = p f₁ / ((1 − p) f₀ + p f₁)            the probability that it is on
+        M  = m₁ / f₁                               its mean, if on (see `theory.posterior_mass`)
+        η  = on M.
+
+    y enters the posterior of x as the factor e^{xy/s²}, hence η′ = Var(x | y)/s². If on, x is
+    Gaussian around y, cut to [0, 1]. With α = y/s and β = (y − 1)/s, its variance V obeys
+
+        V/s² = 1 − (α φ(α) − β φ(β))/f₁ − ((φ(α) − φ(β))/f₁)²
+        η′   = on V/s² + on (1 − on) M²/s².
+
+    The variance is not E x² − (E x)², which has no digits left if s is small: in units of s all
+    stays accurate, for s from SILENT to about 100. y and s: arrays that go together, or numbers.
+    Returns three arrays, shaped like y.
+    """
+    # Noise is never beyond REACH: there f₁ is no longer a number above 0.
+    y = np.clip(y, -REACH * s, 1 + REACH * s)
+    f1, m1 = theory.posterior_mass(y, s)
+    at_0 = theory.normal_density(y / s)        # φ(α)
+    at_1 = theory.normal_density((y - 1) / s)  # φ(β)
+
+    # Is it on? The densities are divided by p, which may be tiny.
+    off = (1 - p) / p * at_0 / s
+    on = f1 / (f1 + off)
+
+    # If so, what is its value?
+    mean = m1 / f1
+    variance = 1 - (y * at_0 - (y - 1) * at_1) / (s * f1) - ((at_0 - at_1) / f1)**2
+    slope = on * variance + on * off / (f1 + off) * (mean / s)**2
+    return on * mean, slope, p * (f1 + off)
 
 
-@rug.compiled
-def posterior_loop(p, nodes, weights, y, s, mean, slope, density):
-    """`posterior` on flat arrays. In units of s, so that nothing over- or underflows."""
-    for i in range(len(y)):
-        peak = min(max(y[i], 0.0), 1.0)  # where N(y, s²) is highest on [0, 1]
-        if s[i] < SILENT:
-            mean[i], slope[i], density[i] = peak, 0.0, 0.0
-            continue
-        # At peak + s t it is ∝ e^{−t (t/2 + beyond)}: integrate as far as that matters.
-        beyond, top = min(max((peak - y[i]) / s[i], -1e150), 1e150), peak / s[i]
-        far = REACH / (abs(beyond) + math.sqrt(beyond * beyond + REACH))
-        low, high = -min(far, top), min(far, (1 - peak) / s[i])
-        half, middle = (high - low) / 2, (high + low) / 2
-        mass, first, second = 0.0, 0.0, 0.0
-        for k in range(len(nodes)):
-            t = middle + half * nodes[k]
-            weight = weights[k] * math.exp(-t * (t / 2 + beyond))
-            mass += weight
-            first += weight * nodes[k]
-            second += weight * nodes[k] * nodes[k]
-        first /= mass
-        on_mean = top + middle + half * first
-        on_variance = half * half * (second / mass - first * first)
-        # (1 − p) f₀(y) and p f₁(y), the densities of y if off and if on, over φ(beyond)/s:
-        off = (1 - p) * math.exp(-top * (top - 2 * beyond) / 2)
-        on = p * s[i] * half * mass
-        odds = min(off / max(on, 1e-300), 1e300)
-        share = 1 / (1 + odds)
-        mean[i] = share * s[i] * on_mean
-        slope[i] = share * (on_variance + odds * share * on_mean * on_mean)
-        density[i] = (off + on) / s[i] * math.exp(-beyond * beyond / 2) / math.sqrt(2 * math.pi)
-
-
-# ------------------------------------------------------------------------------- 2. the prediction
+# ------------------------------------------------------------------------------ 2. The prediction
 
 def mean_slope(s, p):
-    """δ(s) = E η′(y) = mmse/s². (p/3 − E η² for mmse would lose all digits where it is small.)"""
-    return theory.integrate_over_signal(lambda y: np.prod(posterior(y, s, p)[1:], axis=0), s, p)
+    """δ(s) = E η′(y) = mmse/s², where mmse is the mean square error of η(y).
 
+    (mmse = p/3 − E η² would lose its digits where it is small.)
+    """
+    if s > 100:  # so much noise that the best guess is linear in y
+        return 1 / (1 + s**2 / theory.variance(p))
 
-def state_evolution(r, p, passes):
-    """Each pass's (v_k, L_k), the mean square error that it starts from and that of its estimate:
-    v₁ = Var x,   s_k² = (1/r − 1) v_k,   L_k = δ(s_k) s_k²,   v_{k+1} = L_k/(1 − δ(s_k))."""
-    r = theory.fraction("r", r)
-    v, pairs = theory.variance(p), []
-    for _ in range(rug.whole_number("passes", passes, 1)):
-        s = math.sqrt(1 / r - 1) * math.sqrt(v)
-        delta = mean_slope(s, p) if s >= SILENT else 0.0
-        pairs.append((v, delta * s * s))
-        v = delta * s * s / (1 - delta)
-    return pairs
+    def weighted(y):
+        _, slope, density = posterior(y, s, p)
+        return slope * density
+
+    return theory.integrate_over_signal(weighted, s, p)
 
 
 def predicted_losses(r, p, passes):
-    """The loss after each of 1 … passes passes, as n_sparse → ∞: a list, by `state_evolution`.
+    """The loss after each of 1 … passes passes, as n_sparse → ∞: a list.
 
-    The first is `theory.bayes_loss`. ValueError for p or r outside (0, 1], passes < 1. In the limit
-    p → 0 at fixed r/r_c, signals are found if they exceed t = s √(2 ln(1/p)), as noise does for few
-    of the silent features. With s² → v/r, Var x → p/3 and r_c = (2/3) p ln(1/p),
+    v is the mean square error that a pass starts from. With v₁ = Var x,
+
+        s² = (1/r − 1) v          the noise of the pass, as in `theory.noise_per_signal`
+        L  = δ(s) s²              its loss; that of the first pass is `theory.bayes_loss`
+        v  ← L/(1 − δ(s))         the next pass starts from here (see `look_again`).
+
+    In the limit p → 0 at fixed r/r_c this has a closed form. Signals are found if they exceed
+    t = s √(2 ln(1/p)), which noise does for few of the silent features. With s² → v/r,
+    Var x → p/3 and r_c = (2/3) p ln(1/p),
+
         t² = (r_c/r) (v/Var x),      L = p ∫₀ᵗ u² du = Var(x) t³  if t < 1,  else Var x.
-    For r < r_c the first pass (v = Var x) finds nothing, nor does any other. For r > r_c, L/s² → 0
-    and v_{k+1} = L_k: the exponents of r_c/r in v_k/Var x are e₁ = 0, e_{k+1} = (3/2) (1 + e_k), or
-    e_{k+1} + 3 = (3/2) (e_k + 3), so that L_k/Var x → (r_c/r)^{3 (1.5^k − 1)}.
+
+    For r < r_c the first pass (v = Var x) finds nothing, and no other does. For r > r_c, L/s² → 0
+    and the next v is L. Then v/Var x is a power of r_c/r. Its exponents are e₁ = 0 and
+    e_{k+1} = (3/2)(1 + e_k), that is e_{k+1} + 3 = (3/2)(e_k + 3). The result is
+
+        L_k/Var x → (r_c/r)^{3 (1.5^k − 1)}.
+
+    ValueError for r or p outside (0, 1], passes < 1.
     """
-    return [loss for _, loss in state_evolution(r, p, passes)]
+    r = theory.fraction("r", r)
+    p = theory.fraction("p", p)
+    v = theory.variance(p)
+    losses = []
+    for _ in range(rug.whole_number("passes", passes, 1)):
+        s = math.sqrt((1 / r - 1) * v)
+        delta = mean_slope(s, p) if s > SILENT else 0.0
+        losses.append(delta * s**2)
+        v = losses[-1] / (1 - delta)
+    return losses
 
 
 def recovery_ratio(p):
     """The smallest r from which the predicted losses go to 0: the maximum of δ(s) over s.
 
-    v_{k+1} < v_k means δ s²/(1 − δ) < s² r/(1 − r), so δ(s) < r. As v_{k+1} rises with v_k (by
-    d(1/mmse)/d(1/s²) = E Var(x|y)²/mmse² ≥ 1), v falls until δ(s) = r, or to 0 if no s has that.
-    None above the first pass's has: δ ≤ Var x/(Var x + s²), the linear guess's, is below r there.
-    δ(0) = p. For r from p to this ratio, hidden vectors still tell x (Wu, Verdú 2010), but not to
-    this decoder. In the limit p → 0 above, δ = r_c min(t, 1/t²), with its maximum r_c at t = 1; as
-    noise blurs that kink by s = 1/√(2 ln(1/p)), it is met slowly. ValueError for p outside (0, 1].
+    The next v is less than v if δ s²/(1 − δ) < s² r/(1 − r), that is if δ(s) < r. As the next v
+    rises with v (by d(1/mmse)/d(1/s²) = E Var(x|y)²/mmse² ≥ 1), v falls until δ(s) = r, or to 0 if
+    no s has that. Larger s than the first pass's can't stop it: there δ ≤ Var x/(Var x + s²), that
+    of the linear guess, which is less than r.
+
+    δ(0) = p. For r from p to this ratio hidden vectors still tell x (Wu, Verdú 2010), but not to
+    this decoder. In the limit p → 0 of `predicted_losses`, δ = r_c min(t, 1/t²). Its maximum is r_c
+    at t = 1. Noise blurs that kink by s = 1/√(2 ln(1/p)), so the limit is met slowly.
+
+    ValueError for p outside (0, 1].
     """
     p = theory.fraction("p", p)
-    slopes = np.vectorize(lambda log_s: mean_slope(math.exp(log_s), p))
+
+    def slopes(log_s):
+        return np.array([mean_slope(s, p) for s in np.exp(log_s)])
+
     log_s = theory.maximise(slopes, math.log(1e-6), math.log(10), points=60, rounds=3)
-    return max(float(slopes(log_s)), p)
+    return max(mean_slope(math.exp(log_s), p), p)
 
 
-# ---------------------------------------------------------------------------------- 3. the decoder
+# --------------------------------------------------------------------------------- 3. The decoder
 
-def decode(forged, hidden, p, passes, variances=None):
+def decode(forged, hidden, p, passes):
     """Estimates of x from a rug's hidden vectors alone: a list, (batch, n_sparse) for each pass.
 
-    hidden: (batch, n_dense), of `forged.encode(x)`; so P x = H_Sᵀ hidden / n_sparse is known, and
-    the rest is `look_again`. Encoding in float32 ends progress at 3e-15 of Var x. ValueError unless
-    forged is a PersianRug, hidden finite numbers, p in (0, 1], passes ≥ 1, variances one a pass.
+    hidden: (batch, n_dense), of `forged.encode(x)`; encoding in float32 ends progress at 3e-15 of
+    Var x. ValueError unless forged is a forge.PersianRug, hidden finite numbers, p in (0, 1] and
+    passes ≥ 1.
     """
     rug.require(isinstance(forged, forge.PersianRug), "forged", forged, "a forge.PersianRug")
-    hidden, n_sparse = theory.reals("hidden", hidden), forged.n_sparse
-    shaped = hidden.ndim == 2 and len(hidden) > 0 and hidden.shape[1] == forged.n_dense
-    rug.require(shaped, "hidden's shape", hidden.shape, f"(batch ≥ 1, {forged.n_dense})")
-
-    def residual(estimate):
-        spread = np.zeros(estimate.shape)
-        spread[:, forged.rows] = (hidden - forged.encode(estimate)) / n_sparse
-        return forge.walsh_hadamard(spread)
-
-    r = np.full(n_sparse, forged.n_dense / n_sparse)
-    return look_again(residual, len(hidden), r, np.sqrt(1 / r - 1), p, passes, variances)
+    hidden = theory.reals("hidden", hidden)
+    rug.require(hidden.shape[1:] == (forged.n_dense,), "hidden's shape", hidden.shape,
+                f"(batch, {forged.n_dense})")
+    p = theory.fraction("p", p)
+    return [each.estimate for each in look_again(forged, hidden, p, passes)]
 
 
-def look_again(residual, batch, diagonal, noise, p, passes, variances=None):
-    """The passes for any W: a list of estimates (batch, n_sparse). The first starts at x̂ = p/2.
+class Pass(NamedTuple):
+    """What a pass sees, and what it answers."""
 
-    residual(x̂) = W (x − x̂); diagonal: W_ii; noise: √(Σ_{j≠i} W_ij²)/|W_ii|; both (n_sparse,).
-    With v the mean square of the x_i − x̂_i, as good as independent for all i, each pass takes
-        d = W (x − x̂)                of E ‖d‖² = v ‖W‖², which tells v
-        y = x̂ + d/diagonal           that is y_i = x_i + s_i z_i with s_i = noise_i √v
-        η(y) = E[x | y]              the estimate that it returns
-        x̂ ← (η − δ y)/(1 − δ)        the one to go on with; δ is the mean of η′.
-    For a projector of diagonal r, ‖W‖² = n_sparse r and s² = (1/r − 1) v. By Stein's lemma
-    E (η − x)(y − x) = δ s² = mmse, so the new error, ∝ (η − x) − δ (y − x), has nothing left in
-    common with the old noise y − x, and the variance mmse/(1 − δ).
+    y: np.ndarray         # x and noise, (batch, n_sparse)
+    s: np.ndarray         # the deviation of this noise, (batch, 1)
+    estimate: np.ndarray  # E[x | y], (batch, n_sparse)
 
-    v is measured in each sample: the next pass knows if one went wrong (`variances`: one v a pass
-    to believe in instead). Without row 0 of H neither the mean of x − x̂ nor x = 0 show in d, so v
-    is at least Var x/4, then 1/n_sparse of the last. δ > r, no use (`recovery_ratio`), is cut off.
+
+def look_again(forged, hidden, p, passes):
+    """The passes of `decode` themselves: a list of Pass. Two fast transforms each.
+
+    The first guess is x̂ = p/2. Let v be the mean square of the x_i − x̂_i, as good as independent
+    for all i, and P = H_Sᵀ H_S / n_sparse, the rug's projector. A pass takes
+
+        d = P (x − x̂)             what the guess does not explain; E ‖d‖² = v n_dense tells v
+        y = x̂ + d/r               that is y_i = x_i + s z_i with s² = (1/r − 1) v
+        η(y) = E[x | y]           the estimate
+        x̂ ← (η − δ y)/(1 − δ)     the next guess; δ is the mean of η′.
+
+    The second line is the look of the autoencoder, taken at x − x̂ in the place of x, so its noise
+    is that of `theory.noise_per_signal` with v in the place of Var x. Why is η not the next guess?
+    Its error has a part in common with the noise y − x, and would not be fresh noise in the next
+    look. By Stein's lemma
+    E (η − x)(y − x) = δ s² = mmse. So (η − x) − δ (y − x), which is 1 − δ times the error of the
+    next guess, has nothing in common with y − x. That error has the variance mmse/(1 − δ).
     """
-    passes = rug.whole_number("passes", passes, 1)
-    given = np.shape(variances)
-    rug.require(variances is None or given == (passes,), "variances' shape", given, (passes,))
-    power = np.sum(np.square(diagonal) * (1 + np.square(noise)))  # ‖W‖²
-    most = np.mean(1 / (1 + np.square(noise)))                    # r
-    v = theory.variance(p) / 4 * len(diagonal)  # over n_sparse, the first pass's least v
-    current, estimates = np.full((batch, len(diagonal)), p / 2), []
-    for k in range(passes):
-        d = residual(current)
-        measured = np.sum(d**2, axis=1, keepdims=True) / power
-        v = variances[k] if variances is not None else np.maximum(measured, v / len(diagonal))
-        y = current + d / diagonal
-        estimate, slope, _ = posterior(y, noise * np.sqrt(v), p)
-        estimates.append(estimate)
-        delta = np.minimum(slope.mean(axis=1, keepdims=True), most)
-        current = (estimate - delta * y) / (1 - delta)
-    return estimates
+    r = forged.n_dense / forged.n_sparse
+    guess = np.full((len(hidden), forged.n_sparse), p / 2)
+    least = theory.variance(p) / 4
+    history = []
+    for _ in range(rug.whole_number("passes", passes, 1)):
+        # Subtract from the hidden vector what the guess explains; the rest, spread out, is d.
+        spread = np.zeros(guess.shape)
+        spread[:, forged.rows] = hidden - forged.encode(guess)
+        d = forge.walsh_hadamard(spread) / forged.n_sparse
+
+        # Measure the noise of this pass, in each sample. As the rug leaves row 0 of H out, d does
+        # not show the mean of x − x̂, and nothing at all of x = 0. So v has a least value.
+        v = np.sum(d**2, axis=1, keepdims=True) / forged.n_dense
+        v = np.maximum(v, least)
+        least = v / forged.n_sparse
+        s = np.maximum(np.sqrt((1 / r - 1) * v), SILENT)
+
+        # Look at each feature, and answer its posterior mean.
+        y = guess + d / r
+        estimate, slope, _ = posterior(y, s, p)
+        history.append(Pass(y, s, estimate))
+
+        # Take out what the estimate has in common with the noise. Above the threshold δ is less
+        # than r (see `recovery_ratio`), so more than that is chance, and is cut off.
+        delta = np.minimum(slope.mean(axis=1, keepdims=True), 0.99 * r)
+        guess = (estimate - delta * y) / (1 - delta)
+    return history
 
 
-# --------------------------------------------------------------------------- 4. table and picture
-R, P, SHOWN = 0.25, 0.045, (1, 2, 3, 5, 12, 40)
-COLOURS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00"
-RUGS = ((65536, R, P), (65536, 0.1, 0.01), (65536, 0.5, 0.3), (65536, 0.1, P), (2**20, 0.03, 0.001),
-        (512, R, P), (8192, R, P), (2**20, R, P))  # the first, one a colour, are in the picture
+# ---------------------------------------------------------------------------- 4. What is measured
+
+class Setting(NamedTuple):
+    """Rugs whose samples are decoded, and what the decoder does not know."""
+
+    r: float
+    p: float
+    n_sparse: int = 65536
+    passes: int = 12
+    samples: int = 1       # of each rug
+    p_factor: float = 1.0  # the decoder takes p for this many times what it is
+    noise: float = 0.0     # in the hidden units, in units of their root mean square
 
 
-def cases(entries):
-    """What to print: (name, x, estimates, predicted losses). First RUGS, then what is amiss."""
-    for n_sparse, r, p in RUGS:
-        forged, batch = forge.rug_at(n_sparse, r, p, seed=1), max(1, entries // n_sparse)
-        x = rug.sample(batch, n_sparse, p, seed=2).astype(float)
-        yield (f"n_sparse {n_sparse}, r {r:g}, p {p:g}", x, decode(forged, forged.encode(x), p, 12),
-               predicted_losses(forged.n_dense / n_sparse, p, 12))
-    rng = np.random.default_rng(0)
-    x = rug.sample(entries // 2**15, 8192, P, seed=2).astype(float)
-    for r in (R, 0.12):
-        forged = forge.rug_at(8192, r, P, seed=1)
-        believed, _ = zip(*state_evolution(r, P, SHOWN[-1]))
-        for name, data, p, share, variances in (
-                ("nothing amiss", x, P, 0, None), ("v as predicted", x, P, 0, believed),
-                ("p thought twice as large", x, 2 * P, 0, None),
-                ("p thought half as large", x, P / 2, 0, None), ("√u for u", x**0.5, P, 0, None),
-                *((f"hidden noise {share}", x, P, share, None) for share in (0.001, 0.01, 0.1))):
-            hidden = forged.encode(data)
-            hidden += share * np.std(hidden) * rng.standard_normal(hidden.shape)
-            estimates = decode(forged, hidden, p, SHOWN[-1], variances)
-            yield f"n_sparse 8192, r {r:g}, {name}", data, estimates, ()
-    model, x = sweep.make_model(sweep.Point.at("linear", 512, R, P, 1500))[0], x.reshape(-1, 512)
-    encoder, basis = model.encoder.astype(float), np.linalg.qr(model.encoder.astype(float))[0]
-    yield "n_sparse 512, trained: its ReLU", x, [model.forward(x)], ()
-    for name, w in (("W", model.decoder @ encoder.T), ("projector", basis @ basis.T)):
-        diagonal = np.diag(w)  # w x is W_out hidden, or E (EᵀE)⁻¹ hidden, E the encoder
-        noise = np.sqrt(np.sum(w**2, axis=1) - diagonal**2) / np.abs(diagonal)
-        known = lambda x_hat: (x - x_hat) @ w.T, len(x), diagonal, noise
-        yield f"n_sparse 512, trained: its {name}", x, look_again(*known, P, SHOWN[-1]), ()
+# Large rugs, for the picture.
+LARGE = {
+    "r 0.1, p 0.045, 65536 features": Setting(0.1, 0.045),
+    "r 0.5, p 0.3, 65536 features": Setting(0.5, 0.3),
+    "r 0.25, p 0.045, 65536 features": Setting(0.25, 0.045),
+    "r 0.1, p 0.01, 65536 features": Setting(0.1, 0.01),
+    "r 0.03, p 0.001, 262144 features": Setting(0.03, 0.001, 262144),
+}
+
+# Smaller ones, far above the threshold in r, 0.104, and near it; then with something amiss.
+FAR = Setting(0.25, 0.045, 8192, passes=40, samples=4)
+NEAR = FAR._replace(r=0.125)
+OTHERS = {
+    "r 0.25, p 0.045, 8192 features": FAR,
+    "r 0.25, p 0.045, 512 features": FAR._replace(n_sparse=512, samples=64),
+    "r 0.125, p 0.045, 8192 features": NEAR,
+    "r 0.125, p 0.045, 512 features": NEAR._replace(n_sparse=512, samples=64),
+    "r 0.25, p 0.045, 8192, p taken twice as large": FAR._replace(p_factor=2.0),
+    "r 0.125, p 0.045, 8192, p taken twice as large": NEAR._replace(p_factor=2.0),
+    "r 0.25, p 0.045, 8192, hidden noise 0.01": FAR._replace(noise=0.01),
+    "r 0.25, p 0.045, 8192, hidden noise 0.1": FAR._replace(noise=0.1),
+}
+RECOVERED = 1e-6  # a sample is recovered if its loss over Var x is less
 
 
-def print_losses(entries):
-    """The table of losses over Var x, in brackets over the predicted ones; all losses."""
-    lines, results = [], []
-    for name, x, estimates, predicted in cases(entries):
-        print(f"{name} …", flush=True)
-        losses = np.array([np.mean((estimate - x)**2, axis=1) for estimate in estimates])
-        means, median = losses.mean(axis=1), np.median(losses[-1])
-        cells = [f"{loss / np.var(x):.1e}" for loss in means] + [""] * SHOWN[-1]
-        for k, loss in enumerate(predicted):
-            cells[k] += f" ({means[k] / loss:.2f})"
-        lines.append([name, *(cells[k - 1] for k in SHOWN), f"{median / np.var(x):.1e}"])
-        results.append(means)
-    train.print_table(["loss / Var x", *(f"pass {k}" for k in SHOWN), "median sample"], lines)
-    return results
+def decode_rug(setting, seed):
+    """Draw a rug and samples, encode, decode. The loss over Var x: (passes, samples)."""
+    forged = forge.rug_at(setting.n_sparse, setting.r, setting.p, seed)
+    x = rug.sample(setting.samples, setting.n_sparse, setting.p, seed).astype(float)
+
+    # Spoil the hidden units, if that is asked for.
+    hidden = forged.encode(x)
+    noise = np.random.default_rng(seed).standard_normal(hidden.shape)
+    hidden += setting.noise * np.std(hidden) * noise
+
+    estimates = decode(forged, hidden, setting.p_factor * setting.p, setting.passes)
+    losses = [np.mean((estimate - x)**2, axis=1) for estimate in estimates]
+    return np.array(losses) / theory.variance(setting.p)
 
 
-def draw(folder, entries, _):
-    """The table, and a picture: loss against passes, loss against r, the threshold against p."""
-    figure, (by_pass, by_r, by_p) = train.subplots(1, 3, figsize=(15, 4.6))
-    for colour, (n_sparse, r, p), losses in zip(COLOURS, RUGS, print_losses(entries)):
-        predicted = np.array(predicted_losses(r, p, 12)) / theory.variance(p)
-        by_pass.plot(range(1, 13), predicted, color=colour, label=f"r = {r:g}, p = {p:g}")
-        by_pass.plot(range(1, 13), losses / theory.variance(p), "o", color=colour, mfc="none")
-    by_pass.set(xlabel="pass", yscale="log", ylim=(1e-18, 3), title="Predicted; sampled: circles")
-    ratios = np.geomspace(0.02, 0.99, 80)
-    relu = np.array([theory.optimum(r, P).loss for r in ratios]) / theory.variance(P)
-    by_r.plot(ratios, relu, "--", color="black", label="one look, ReLU")
-    predicted = np.array([predicted_losses(r, P, 10) for r in ratios]) / theory.variance(P)
-    for colour, k in zip(COLOURS, (1, 2, 3, 5, 10)):
-        by_r.plot(ratios, predicted[:, k - 1], color=colour, label=f"pass {k}")
-    by_r.axvline(recovery_ratio(P), color="#666666", ls=":", label="recovery_ratio")
-    by_r.set(xlabel="r", xscale="log", yscale="log", ylim=(1e-10, 2), title=f"The same, p = {P:g}")
-    p = np.geomspace(1e-12, 0.5, 30)
-    by_p.plot(p, [recovery_ratio(each) / each for each in p], label="recovery_ratio")
-    by_p.plot(p, 2 / 3 * np.log(1 / p), "--", label="r_c = (2/3) p ln(1/p)")
-    by_p.set(xlabel="p", xscale="log", title="From here on x is recovered")
-    for axes, ylabel in ((by_pass, "loss / Var x"), (by_r, "loss / Var x"), (by_p, "r / p")):
-        axes.set(ylabel=ylabel)
-        axes.legend(fontsize=8, loc="lower left")
+def measure(rugs):
+    """The example; {name: (predicted losses, measured ones (rugs, passes, samples))}, all over
+    Var x; and several p with the recovery ratio at each."""
+    # The example: one hidden vector, read four times.
+    forged = forge.rug_at(8192, 0.25, 0.045, seed=0)
+    x = rug.sample(1, 8192, 0.045, seed=0).astype(float)
+    example = x[0], look_again(forged, forged.encode(x), 0.045, passes=4)
+
+    losses = {}
+    settings = LARGE | OTHERS
+    progress = train.Progress(len(settings), "setting")
+    for name, setting in settings.items():
+        predicted = np.array(predicted_losses(setting.r, setting.p, setting.passes))
+        measured = np.array([decode_rug(setting, seed) for seed in range(rugs)])
+        losses[name] = predicted / theory.variance(setting.p), measured
+        progress.show(len(losses), name)
+
+    p = np.geomspace(1e-12, 0.5, 16)
+    return example, losses, (p, np.array([recovery_ratio(each) for each in p]))
+
+
+# -------------------------------------------------------------------------- 5. Tables and picture
+
+EXAMPLE = 242, 5549, 128, 263  # features picked by hand: strong, off, middling, weak
+
+
+def print_example(x, history):
+    """What each pass sees of four features, and what it guesses from that."""
+    lines = []
+    for i in EXAMPLE:
+        looks = [f"{each.y[0, i]:.2f} → {each.estimate[0, i]:.2f}" for each in history]
+        lines.append([f"{x[i]:.2f}", *looks])
+    lines.append(["noise s", *(f"{each.s[0, 0]:.2f}" for each in history)])
+    train.print_table(["x", "pass 1: sees → guesses", "pass 2", "pass 3", "pass 4"], lines)
+
+
+def print_losses(losses):
+    """Measured losses over predicted ones, and how many samples are not recovered."""
+    lines = []
+    for name, (predicted, measured) in losses.items():
+        line = [name]
+        over = measured[:, :12].mean(axis=2) / predicted[:12]
+        for k in (1, 2, 5, 12):
+            line.append(f"{over[:, k - 1].mean():.3g} ± {over[:, k - 1].std():.1g}")
+        line += [f"{np.median(measured[:, 11]) / predicted[11]:.2g}",
+                 f"{measured[:, -1].mean():.1e}"]
+        lost = 100 * np.mean(measured[:, -1] > RECOVERED, axis=1)
+        line.append(f"{lost.mean():.0f} ± {lost.std():.0f}")
+        lines.append(line)
+    train.print_table(["loss over predicted", "pass 1", "pass 2", "pass 5", "pass 12",
+                       "median of 12", "loss / Var x at the end", "% not recovered"], lines)
+    print("±: how far one rug lies from their mean. The end: pass 12 of the large rugs, else 40.\n"
+          f"Not recovered: samples whose loss over Var x is above {RECOVERED} at the end.\n")
+
+
+def draw(folder, results):
+    """Two tables; a picture of the loss against passes, and of the threshold over p."""
+    example, losses, (p, ratios) = results
+    print_example(*example)
+    print_losses(losses)
+
+    figure, (left, right) = train.subplots(1, 2, figsize=(9.5, 4.6))
+    for k, name in enumerate(LARGE):
+        predicted, measured = losses[name]
+        left.plot(range(1, 13), predicted, color=f"C{k}", label=name)
+        left.plot(range(1, 13), measured.mean(axis=(0, 2)), "o", color=f"C{k}", mfc="none")
+    left.set(xlabel="pass", ylabel="loss / Var x", yscale="log", ylim=(1e-23, 3),
+             title="Each pass finds more of x\n(lines: predicted, circles: measured)")
+    left.legend(loc="lower left")
+
+    right.plot(p, ratios / p, color="black", label="threshold / p")
+    right.plot(p, 2 / 3 * np.log(1 / p), "--", color="black", label="critical ratio $r_c$ / p")
+    right.set(xlabel="p", ylabel="r / p", xscale="log", ylim=0,
+              title="Above the threshold in r\nthe passes recover x exactly")
+    right.legend(loc="lower left")
     train.save_figure(figure, f"{folder}/passes.png")
 
 
-if __name__ == "__main__":  # scales: entries of x to decode for a line of the table
-    sweep.run("passes", __doc__, {"passes": (lambda scale: [], draw)},
-              {"quick": 2**18, "laptop": 2**21})
+if __name__ == "__main__":  # scales: rugs of each setting
+    command.run("passes", __doc__, {"quick": 8, "laptop": 32}, {"passes": (measure, draw)})
