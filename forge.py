@@ -1,15 +1,16 @@
 """Weights without training: the Persian rug, and a random projector to compare it with.
 
 By `theory.optimum` the best symmetric W with Gaussian interference is a scaled projector, (a/r) P,
-with the same diagonal a for all features. Many matrices are that. This file writes down two, one
-exactly and one nearly, and needs only a and b from the theory, no training.
+with the same diagonal a for all features. Many matrices are that. This file writes down three, two
+exactly and one nearly, without training.
 
 1. The transform           `walsh_hadamard`, products with Hadamard's matrix in O(n log n)
 2. The Persian rug         `persian_rug`: all features exactly alike, and self-similar to look at
 3. The paired rug          `paired_rug`: its rows are chosen, and it comes near trained weights
 4. A random projector      `random_projector`: alike only on average, and nothing to look at
 
-Uses rug.py for the models and theory.py for a and b. Source of the rug: arXiv:2410.12101.
+Uses rug.py for the models and theory.py for a and b, which only the paired rug gets from samples.
+Source of the rug: arXiv:2410.12101.
 """
 import math
 
@@ -165,21 +166,20 @@ def paired_rug(n_sparse, ratio, p, seed):
     """A PersianRug whose rows are chosen and not drawn: random ones among those of odd number.
 
     An odd k has its lowest bit, so H[k, i ⊕ 1] = −H[k, i]. With such rows only, the kernel is −1 at
-    1: the features 2i and 2i + 1 are opposites, W[2i, 2i + 1] = −a. The squares in a row of W sum to
-    the same as before. The partner now has a large share of them, the other features have less. And
+    1: the features 2i and 2i + 1 are opposites, W[2i, 2i + 1] = −a. The squares in a row of W add up
+    to the same as before. The partner now has a large share of them, the other features have less. And
     what the partner does is harmless, because it pushes a feature that is off further down, where
-    ReLU hides it. Only if both are on they disturb each other.
-
-    No other projector's interference leans further to the negative side, and by choosing the rows
-    the rug comes near the loss of trained networks: both are shown in experiments/rows.py.
+    ReLU hides it. Only if both are on they disturb each other. (Up to r = 1/2 no scaled projector
+    with an equal diagonal has an interference that leans further to the negative side, see
+    experiments/rows.py.)
 
     a and the bias are fitted to samples (`fit`). If n_dense is above n_sparse/2, all odd rows are
-    taken and random ones of the others. Sizes are rounded as by `rug_at`, which has the errors, too.
+    taken and random ones of the others. Sizes are rounded as by `rug_at`, with the same errors.
     """
     n_sparse, n_dense = rug_sizes(n_sparse, ratio)
     rng = np.random.default_rng(rug.whole_number("seed", seed, 0))
 
-    # Odd rows first, then even ones, each in random order; row 0 is the last.
+    # Odd rows have places from 0 to 1, even ones from 1 to 2, and row 0 is the last.
     even = 1 - np.arange(n_sparse) % 2
     place = even + rng.random(n_sparse)
     place[0] = 2
@@ -199,13 +199,13 @@ def fit(forged, p, seed):
 
     def signal_and_power(t):
         output = np.maximum(z - t, 0)
-        return np.mean(x * output), np.mean(output**2) + 1e-30
+        return np.mean(x * output), np.mean(output**2) + 1e-30  # not 0, if all outputs are
 
     def removed(thresholds):
-        pairs = [signal_and_power(t) for t in thresholds]
-        return [signal**2 / power for signal, power in pairs]
+        terms = [signal_and_power(t) for t in thresholds]
+        return [signal**2 / power for signal, power in terms]
 
-    # The best t is between 0 and the symmetric optimum's, or a few deviations of ν beside them.
+    # The best t is between 0 and the symmetric optimum's, or up to two deviations of ν beyond.
     best = theory.optimum(forged.n_dense / forged.n_sparse, p)
     symmetric = -best.b / best.a
     reach = 2 * best.sigma / best.a

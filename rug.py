@@ -239,14 +239,15 @@ STARTS = {"linear": linear_start, "paper": paper_start}
 def peak_rate(n_sparse, n_dense=1, p=0.0):
     """The default peak learning rate. How it was found: end of experiments/README.md.
 
-    It is lower where many features act on an output at once. Adam moves every weight by about the
-    rate, and early in training it moves all columns of W_in alike. With the ratio r and the gain g
-    of `linear_start` the mean of z then moves by a multiple of rate · p n_sparse √(r g) in a step.
-    If that is more than about the deviation of x, √(p/3), it overshoots, and features die.
+    With n_dense and p it is lower where many features act on an output at once. Adam moves every
+    weight by about the rate, and early in training it moves all columns of W_in alike. With r and g
+    as in `linear_start` the mean of z then moves by a multiple of rate · p n_sparse √(r g) in one
+    step. If that is more than about the deviation of x, √(p/3), it overshoots, and features die. So
+    rate · √n_sparse must be below a multiple of 1/√(p n_sparse r g) = 1/√(p n_dense g).
     """
-    gain = n_dense / (n_sparse + n_dense)
-    together = math.sqrt(p * n_dense * gain)
-    return min(120e-3, 0.6 / max(together, 1e-9)) / math.sqrt(n_sparse)
+    gain = n_dense / (n_sparse + n_dense)  # g
+    highest = 0.6 / max(math.sqrt(np.mean(p) * n_dense * gain), 1e-9)
+    return min(120e-3, highest) / math.sqrt(n_sparse)
 
 
 def default_steps(p):
@@ -311,7 +312,7 @@ class PlainTrainer:
 
     @np.errstate(over="ignore", invalid="ignore")  # whoever calls it sees NaN in the loss
     def step(self, lr):
-        """Train on one fresh batch at rate lr > 0; useful ones are up to `peak_rate(n_sparse)`.
+        """Train on one fresh batch at rate lr > 0; useful ones are up to `peak_rate`.
 
         Returns the loss of that batch before the step.
         """
@@ -663,6 +664,9 @@ class Trainer(PlainTrainer):
 
     def __init__(self, n_sparse, n_dense, p, batch=1024, seed=0, init="linear", threads=None):
         super().__init__(n_sparse, n_dense, p, batch, seed, init)
+        plain = type(self.model) is Autoencoder
+        require(plain, "init", init, "no subclass of Autoencoder; PlainTrainer takes these")
+        self.p_of_each = np.full(self.n_sparse, self.p)
         # No thread should go without a sample or a feature.
         threads = whole_number("threads", cores() if threads is None else threads, 1, 1024)
         self.threads = min(threads, self.batch, self.n_sparse)
@@ -729,8 +733,8 @@ class Trainer(PlainTrainer):
         encoder, decoder, bias = self.model.parameters
 
         # x = sample(…)
-        p = np.broadcast_to(self.p, self.n_sparse).copy()
-        draw_rows(np.uint64(self.seed), np.uint64(len(self.losses)), rows.start, p, x)
+        step = len(self.losses)
+        draw_rows(np.uint64(self.seed), np.uint64(step), rows.start, self.p_of_each, x)
         # hidden = x @ encoder
         hidden[:] = 0
         add_product(x, encoder, hidden)
@@ -913,7 +917,7 @@ def probability(p, n_sparse):
 
 def require_rate(lr):
     """ValueError unless a learning rate is a positive number that float32 can hold."""
-    allowed = "a number above 0 and below 1e30, usefully up to rug.peak_rate(n_sparse)"
+    allowed = "a number above 0 and below 1e30, usefully up to rug.peak_rate"
     require(isinstance(lr, Real) and 0 < lr < 1e30, "lr", lr, allowed)
 
 

@@ -85,7 +85,7 @@ def train(trainer, rates, checkpoint="", report=lambda step, text: None):
             loss = trainer.step(rates[step])
             if not loss < 10:  # true for NaN, too
                 raise RuntimeError(f"training diverged: loss {loss:g} at step {step + 1}; "
-                                   f"try a smaller --lr than {max(rates):g}")
+                                   f"try a smaller rate (--lr) than {max(rates):g}")
             if checkpoint and time.monotonic() - saved > SAVE_EVERY:
                 trainer.save(checkpoint)
                 saved = time.monotonic()

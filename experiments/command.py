@@ -1,8 +1,8 @@
-"""The command line of a chapter: `python -m experiments.NAME`, with a scale and a folder for results.
+"""The command line of a chapter: `python -m experiments.NAME`, with a scale and a folder.
 
-A chapter is one question. It has parts, and each part has two functions: measure(scale) computes all
-that is to be known and returns it, draw(folder, results) prints tables and saves pictures. So what
-is computed can be read, called and tested without a picture. To add a chapter of your own, write
+A chapter is one question. It has parts, and each part has two functions: measure(scale) computes
+all that is to be known and returns it, draw(folder, results) prints tables and saves pictures. So
+what is computed can be read, called and tested without a picture. To add a chapter of your own, write
 these two functions, and end the file with
 
     command.run("name", __doc__, {"quick": 1000}, {"name": (measure, draw)})
@@ -14,10 +14,10 @@ import matplotlib.style
 import rug
 import train
 
-# One colour for each thing in all chapters. Names that the main job has are its own.
+# Colours of things that several chapters show. Names that the main job has are its own.
 COLOURS = train.COLOURS | {
     "published": "#56b4e9", "jump": "#5d3a9b", "top-k": "#000000",
-    "priority": "#000000", "digon": "#8a6d00", "regular": "#f0e442", "mixture": "#33bbee"}
+    "priority": "#000000", "digon": "#8a6d00", "mixture": "#33bbee"}
 
 # From small to large, for what comes in sizes, and readable on white.
 SHADES = "#fdae61", "#f46d43", "#d73027", "#a50026", "#5c0011"
@@ -59,7 +59,7 @@ def run(name, doc, scales, parts, arguments=None):
                 for measure, draw in chosen.values():
                     draw(figures, measure(value))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("Nothing is kept.") from None
+            raise KeyboardInterrupt("Only what was drawn is kept.") from None
 
     parser_of(name, doc, scales, parts).run(job, arguments)
 

@@ -130,9 +130,9 @@ def descend(n_sparse, n_dense, p, steps, report=lambda step, text: None):
 
     The peak rate is a twentieth of the starting weights' standard deviation. Measured at n_sparse
     96 … 512, r 0.05 … 0.5, p 0.01 … 0.3: 1500 steps end within 0.4 % of the optimum, or below it.
-    Half as much is slow at p = 0.01. Adam moves many features alike, and with them the mean
-    interference. So twice as much kills 10 % of the features at (512, 0.05, 0.03), and six times as
-    much kills all at (512, 0.5, 0.3).
+    Half that rate is slow at p = 0.01. Adam moves many features alike, and with them the mean
+    interference. So twice the rate kills 10 % of the features at (n_sparse, r, p) = (512, 0.05,
+    0.03), and six times the rate kills all at (512, 0.5, 0.3).
     """
     trainer = TheoryTrainer(n_sparse, n_dense, p)
     steps = rug.whole_number("steps", steps, 1)

@@ -99,7 +99,9 @@ def jump_loss(r, p):
 
 
 def crossing_ratio(p):
-    """The r from which on a jump beats ReLU, by bisection over the noise s; 1 for p = 1: none does.
+    """The r from which on a jump beats ReLU, by bisection over the noise s.
+
+    It is 1 for p = 1, where no jump does.
 
     What happens as p → 0? Just above θ, signals 1 + s z fall off like e^{−κw/s}, κ = (θ − 1)/s, and
     false alarms s z like e^{−τw/s}, τ = θ/s. With such moments, and x = 1 for signals, the best
@@ -318,8 +320,7 @@ def train_network(name, value, n_sparse, r, p, steps, seed):
     else:
         trainer.model.k = value
 
-    peak = rug.peak_rate(n_sparse)
-    rates = [rug.learning_rate(step, steps, peak) for step in range(steps)]
+    rates = rug.learning_rates(steps, rug.peak_rate(n_sparse, n_dense, p))
     progress = train.Progress(steps, f"r {r:g}, p {p:g}, {name} {value}, step")
     train.train(trainer, rates, report=progress.show)
     return rug.evaluate(trainer.model, p, 2 * ENTRIES // n_sparse, seed=0).loss
@@ -426,7 +427,7 @@ def draw_rug(folder, results):
     """Two tables; losses against p, and a map of where a jump gains."""
     predicted, samples = results
     print("\nOn a large rug, by formula, at r = 0.25 except where r is named. A jump gains above\n"
-          "the ratio r in the second column. The last column is the largest for r_c/2 < r < 20 r_c.")
+          "the ratio r in the second column. The last column is the largest quotient along r.")
     header = ["p", "a jump gains from r/r_c", "JumpReLU / ReLU", "Bayes / ReLU", "oracle / ReLU",
               "JumpReLU / Bayes"]
     lines = [[f"{number:.4g}" for number in line] for line in predicted]
@@ -438,7 +439,7 @@ def draw_rug(folder, results):
         line += [f"{ratio:.3f} ± {error:.3f}" for ratio, error in ratios.values()]
         lines.append(line)
     print("Sampled on one rug each: loss over ReLU's, on the same samples.")
-    train.print_table(["n_sparse", "r", "p", *ratios], lines)
+    train.print_table(["n_sparse", "r", "p", "JumpReLU", "top-k"], lines)
 
     figure, (left, right) = train.subplots(1, 2, figsize=(9.5, 4.2))
     draw_curves(left, predicted, samples)

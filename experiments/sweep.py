@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import NamedTuple
 
 import matplotlib.style
@@ -31,7 +31,7 @@ from experiments import command
 
 FORGED = {"rug": forge.persian_rug, "projector": forge.random_projector}
 KEPT = 2**20   # n_sparse · n_dense up to which the weights are kept: files of 8 MB at most
-LARGE = 512    # n_sparse from which on one model gets all cores
+LARGE = 512    # n_sparse above which one model gets all cores
 
 
 # ------------------------------------------------------------------------------ 1. What to make
@@ -121,7 +121,7 @@ def measure_point(point, folder, threads=1, report=lambda step, text: None):
             result |= {"encoder": model.encoder, "decoder": model.decoder}
 
     rug.save_npz(point.file(folder), "point", point=point.name(), **result)
-    if os.path.exists(checkpoint):
+    with suppress(FileNotFoundError):  # another command may have removed it
         os.remove(checkpoint)
 
 
@@ -190,7 +190,8 @@ def measure_in_worker(point, folder):
 def sweep(points, folder):
     """Measure what has no result yet: small models one a process, large ones with all cores.
 
-    A point that fails does not stop the others. RuntimeError, in the end, names those that failed.
+    A point that fails does not stop the others (unless its process is killed). RuntimeError, in the
+    end, names those that failed.
     """
     # Costly ones come first, so that in the end no core waits long for another.
     missing = [point for point in points if read(point, folder) is None]
@@ -224,7 +225,9 @@ def sweep(points, folder):
                 progress.show(int(done + spent), f"{point.name()}  {text}")
             try:
                 measure_point(point, folder, rug.cores(), report)
-            except RuntimeError as mistake:
+            except BrokenPipeError:  # nobody reads what is printed
+                raise
+            except (RuntimeError, ValueError, MemoryError, OSError) as mistake:
                 failed.append(f"{point.name()} ({mistake})")
             done += point.cost()
     if failed:
@@ -304,7 +307,7 @@ def forget(points, folder):
     """Remove what is kept of Points: their results, and the checkpoints of their training."""
     for point in points:
         for file in (point.file(folder), point.checkpoint(folder)):
-            if os.path.exists(file):
+            with suppress(FileNotFoundError):
                 os.remove(file)
 
 
