@@ -422,13 +422,16 @@ def structure_numbers(point, result):
     entries = w[strong]
     share = np.sum(entries**2) / np.sum(w**2)
     mirrored = np.corrcoef(entries, w.T[strong])[0, 1]
+    # Which features have an opposite, as all have in a paired rug?
+    opposed = w.min(axis=1) < -0.9 * model.diagonal.mean()
     return {"singular values / (a/r)": singular.mean(),
             "their spread": singular.std(),
             "Σ W_ij³ / a³": np.sum(w**3) / np.sum(model.diagonal**3),
             f"entries < {STRONG} a row": len(entries) / len(w),
             "their mean": entries.mean(),
             "share of Σ W_ij²": share,
-            "corr. with W_ji": mirrored}
+            "corr. with W_ji": mirrored,
+            "features with an opposite": opposed.mean()}
 
 
 # Edges between the values of a rug, which are multiples of 2/n_dense.

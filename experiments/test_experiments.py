@@ -261,7 +261,8 @@ def test_the_structure_of_given_weights():
         2 / 3,        # strong entries a row
         -0.75,        # their mean
         1.25 / 1.27,  # and their share of the squares
-        -1]
+        -1,
+        0]            # features with an entry below −0.9 · 4/3
     found = paper.structure_numbers(POINT, result)
     assert [*found.values()] == approx(expected)
 
