@@ -166,12 +166,12 @@ def paired_rug(n_sparse, ratio, p, seed):
     """A PersianRug whose rows are chosen and not drawn: random ones among those of odd number.
 
     An odd k has its lowest bit, so H[k, i ⊕ 1] = −H[k, i]. With such rows only, the kernel is −1 at
-    1: the features 2i and 2i + 1 are opposites, W[2i, 2i + 1] = −a. The squares in a row of W add up
-    to the same as before. The partner now has a large share of them, the other features have less. And
-    what the partner does is harmless, because it pushes a feature that is off further down, where
-    ReLU hides it. Only if both are on they disturb each other. (Up to r = 1/2 no scaled projector
-    with an equal diagonal has an interference that leans further to the negative side, see
-    experiments/rows.py.)
+    1: the features 2i and 2i + 1 are opposites, W[2i, 2i + 1] = −a. The squares in a row of W add
+    up to the same as before. The partner now has a large share of them, the other features have
+    less. And what the partner does is harmless, because it pushes a feature that is off further
+    down, where ReLU hides it. Only if both are on they disturb each other. (Up to r = 1/2 no scaled
+    projector with an equal diagonal has an interference that leans further to the negative side:
+    see experiments/rows.py.)
 
     a and the bias are fitted to samples (`fit`). If n_dense is above n_sparse/2, all odd rows are
     taken and random ones of the others. Sizes are rounded as by `rug_at`, with the same errors.

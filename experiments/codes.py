@@ -12,8 +12,8 @@ mixture, and its loss is a mean of theirs. So what a small code reaches, large n
 
 Found at r = 0.25, p = 0.045, where the loss of the rug is 0.00486: the priority code has 0.00165.
 Trained networks lie between the two, and from 12 features on the larger ones lie higher. At
-r = 0.5, p = 0.001 the loss of the rug is 7.6 times that of the best digons. What priority codes cost is that
-the slightest noise in the hidden units destroys them.
+r = 0.5, p = 0.001 the loss of the rug is 7.6 times that of the best digons. What priority codes
+cost is that the slightest noise in the hidden units destroys them.
 
 1. Digons           `tile`, `digons`, `digon_loss`
 2. Priority codes   `priority_block`, `priority_code`, `priority_loss`

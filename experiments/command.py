@@ -2,8 +2,8 @@
 
 A chapter is one question. It has parts, and each part has two functions: measure(scale) computes
 all that is to be known and returns it, draw(folder, results) prints tables and saves pictures. So
-what is computed can be read, called and tested without a picture. To add a chapter of your own, write
-these two functions, and end the file with
+what is computed can be read, called and tested without a picture. To add a chapter of your own,
+write these two functions, and end the file with
 
     command.run("name", __doc__, {"quick": 1000}, {"name": (measure, draw)})
 

@@ -19,6 +19,7 @@ features has 0.565.
 6. What is shown           tables and pictures
 """
 import math
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,7 +33,12 @@ from experiments import command, exact, sweep
 
 RATIO = 0.25
 P = 0.045
-MASKS = {"random rows": 0, "pairs": 1, "4 masks": 4, "7 masks": 7, "10 masks": 10}
+MASKS = {
+    "random rows": 0,
+    "pairs": 1,
+    "4 masks": 4,
+    "7 masks": 7,
+    "10 masks": 10}
 SHOWN = "random rows", "pairs", "4 masks"
 
 
@@ -83,16 +89,19 @@ def paired_loss(r, p, rho=1.0):
     ρ = 0 is theory.optimum. Raises ValueError for r or p outside (0, 1], and for another ρ.
     """
     noise = theory.noise_per_signal(r, p)
-    rug.require(0 <= rho <= min(1, 1 / r - 1), "rho", rho, "in 0 … min(1, 1/r − 1)")
+    largest = min(1, 1 / r - 1)
+    rug.require(0 <= rho <= largest, "rho", rho, "in 0 … min(1, 1/r − 1)")
     if noise > theory.LARGE_NOISE:  # the best is linear, as in theory.optimum
         return theory.optimum(r, p)
 
     # Around 0 the loss changes with ρ³, so a small ρ stands for 0, where the formulas are 0/0.
     rho = max(rho, 1e-4)
-    s = math.sqrt(max(1 / r - 1 - rho**2, 0) * theory.variance(p))
+    others = max(1 / r - 1 - rho**2, 0)
+    s = math.sqrt(others * theory.variance(p))
 
     def removed(v):
-        signal, power = paired_terms(noise * np.sinh(v), rho, s, p)
+        t = noise * np.sinh(v)
+        signal, power = paired_terms(t, rho, s, p)
         return signal**2 / np.maximum(power, 1e-300)
 
     # As in theory.optimum, t = noise · sinh v. This range of v holds all that is searched there.
@@ -128,7 +137,9 @@ def paired_terms(t, rho, s, p):
     def averaged(mean):
         there = moments(mean)
         integral = there - moments(mean - rho)
-        return (1 - p) * there[:2] + p / rho * integral[1:]
+        off = (1 - p) * there[:2]
+        on = p / rho * integral[1:]
+        return off + on
 
     second_off, third_off = averaged(-t)
     second_on, third_on = averaged(1 - t)
@@ -144,8 +155,10 @@ def paired_optimum(r, p):
     On a grid of (r, p) it was at ρ = 0 or at the largest ρ that r allows, except for p around 0.8,
     where another ρ has up to 0.3 % less. So only these two are compared.
     """
-    largest = min(1, 1 / theory.fraction("r", r) - 1)
-    return min(paired_loss(r, p, 0), paired_loss(r, p, largest))
+    r = theory.fraction("r", r)
+    without = paired_loss(r, p, 0)
+    paired = paired_loss(r, p, min(1, 1 / r - 1))
+    return min(without, paired)
 
 
 # -------------------------------------------------------------------------------------- 3. Forging
@@ -179,7 +192,8 @@ def sum_free(n_sparse, n_dense, masks, seed):
 
 def rug_loss(forged, p):
     """The exact loss of a forge.PersianRug, from one row, as all are alike."""
-    return exact.exact_feature(forged.a, forged.bias, forged.a * forged.kernel[1:], p)
+    w = forged.a * forged.kernel[1:]
+    return exact.exact_feature(forged.a, forged.bias, w, p)
 
 
 def chosen_rug(n_sparse, n_dense, p, rows):
@@ -195,7 +209,8 @@ def chosen_rug(n_sparse, n_dense, p, rows):
 
     # The theory's effective bias, less the mean of the interference, and a range around it.
     middle = p / 2 * w.sum() - best.b / best.a
-    ts = middle + best.sigma / best.a * np.linspace(-1, 2, 9)
+    deviation = best.sigma / best.a
+    ts = middle + deviation * np.linspace(-1, 2, 9)
     powers = []
     signals = []
     for t in ts:
@@ -278,16 +293,31 @@ def numbers(model, p):
 
 # ------------------------------------------------------------------------------- 6. What is shown
 
-ELSEWHERE = (0.1, P), (0.4, P), (RATIO, 0.01), (0.1, 0.01)  # (r, p)
+class Scale(NamedTuple):
+    """How much to compute."""
+
+    trained: tuple  # n_sparse of the trained networks
+    rugs: tuple     # n_sparse of the rugs
+    swaps: int      # of a search
+
+
+QUICK = Scale((128, 256, 512), (2**10, 2**13, 2**16), 300)
+LAPTOP = Scale((128, 256, 512, 1024, 2048), (2**10, 2**13, 2**16, 2**20), 1000)
+SCALES = {"quick": QUICK, "laptop": LAPTOP}
+
+# Other (r, p) than the usual one.
+ELSEWHERE = (0.1, P), (0.4, P), (RATIO, 0.01), (0.1, 0.01)
 
 
 def points(scale):
     """Trained networks: several sizes at (r, p) = (0.25, 0.045), and 512 features elsewhere."""
-    sizes, _, _ = scale
-    models = [(n_sparse, RATIO, P) for n_sparse in sizes]
+    models = [(n_sparse, RATIO, P) for n_sparse in scale.trained]
     models += [(512, r, p) for r, p in ELSEWHERE]
-    return [sweep.Point.at("linear", n_sparse, r, p, rug.default_steps(p))
-            for n_sparse, r, p in models]
+    networks = []
+    for n_sparse, r, p in models:
+        steps = rug.default_steps(p)
+        networks.append(sweep.Point.at("linear", n_sparse, r, p, steps))
+    return networks
 
 
 def masked_rug(n_sparse, r, p, masks):
@@ -299,8 +329,7 @@ def masked_rug(n_sparse, r, p, masks):
 
 def measure(scale, found):
     """Two tables {(model, n_sparse, r, p): row}, with the columns RUGS and WEIGHTS."""
-    _, sizes, swaps = scale
-    settings = [(n_sparse, RATIO, P) for n_sparse in sizes]
+    settings = [(n_sparse, RATIO, P) for n_sparse in scale.rugs]
     settings += [(8192, r, p) for r, p in ELSEWHERE]
     progress = train.Progress(len(settings), "size of rugs")
 
@@ -320,11 +349,13 @@ def measure(scale, found):
     weights = {}
     for name in SHOWN:
         forged = masked_rug(512, RATIO, P, MASKS[name])
-        weights[name, 512, RATIO, P] = numbers(forged.autoencoder(), P)
+        model = forged.autoencoder()
+        weights[name, 512, RATIO, P] = numbers(model, P)
     for n_sparse, p in ((256, P), (512, P), (512, 0.01)):
         start = masked_rug(n_sparse, RATIO, p, masks=0)
-        forged = search(start, p, swaps, seed=0)
-        weights["searched", n_sparse, RATIO, p] = numbers(forged.autoencoder(), p)
+        forged = search(start, p, scale.swaps, seed=0)
+        model = forged.autoencoder()
+        weights["searched", n_sparse, RATIO, p] = numbers(model, p)
     for point, result in found.items():
         name = "trained", point.n_sparse, round(point.ratio, 2), point.p
         weights[name] = numbers(sweep.model_of(result), point.p)
@@ -363,7 +394,12 @@ def draw_rugs(path):
     train.save_figure(figure, path)
 
 
-CURVES = train.CURVES | {"paired": ("paired theory", lambda r, p: paired_optimum(r, p).loss)}
+def least_paired_loss(r, p):
+    """The loss of `paired_optimum`."""
+    return paired_optimum(r, p).loss
+
+
+CURVES = train.CURVES | {"paired": ("paired theory", least_paired_loss)}
 
 
 def draw_losses(path, rugs, weights):
@@ -372,15 +408,19 @@ def draw_losses(path, rugs, weights):
     ratios = np.linspace(0.02, 0.6, 59)
     for key, (name, loss) in CURVES.items():
         over = [loss(r, P) / theory.optimum(r, P).loss for r in ratios]
-        axes.plot(ratios, over, color=command.COLOURS[key], label=name)
+        colour = command.COLOURS[key]
+        axes.plot(ratios, over, color=colour, label=name)
 
-    pairs = [(r, row[1]) for (_, _, r, p), row in rugs.items() if p == P]
-    axes.plot(*zip(*pairs), "s", ms=9, mfc="none", color=command.COLOURS["paired"],
-              label="rugs of pairs")
-    trained = [(r, row[0]) for (name, _, r, p), row in weights.items()
-               if name == "trained" and p == P]
-    axes.plot(*zip(*trained), "o", color=command.COLOURS["trained"],
-              label="trained networks")
+    # Rugs of pairs as squares, trained networks as dots.
+    pairs = [(name[2], row[1]) for name, row in rugs.items() if name[3] == P]
+    colour = command.COLOURS["paired"]
+    axes.plot(*zip(*pairs), "s", ms=9, mfc="none", color=colour, label="rugs of pairs")
+    trained = []
+    for (name, _, r, p), row in weights.items():
+        if name == "trained" and p == P:
+            trained.append((r, row[0]))
+    colour = command.COLOURS["trained"]
+    axes.plot(*zip(*trained), "o", color=colour, label="trained networks")
     axes.set(ylim=(0, 1.3), xlabel="ratio r = n_dense / n_sparse", ylabel="loss over theory",
              title=f"Rugs of pairs come near trained networks, p = {P}")
     figure.legend(loc="outside right center")
@@ -393,7 +433,8 @@ def draw_leaning(path, weights):
     axes.axvline(-1, color="gray")
     for (name, n_sparse, r, p), (loss, leaning, *_) in weights.items():
         if (r, p) == (RATIO, P):
-            axes.plot(leaning, loss, "o", color=command.COLOURS.get(name, "black"))
+            colour = command.COLOURS.get(name, "black")
+            axes.plot(leaning, loss, "o", color=colour)
             side = "left" if name == "trained" else "right"
             axes.text(leaning, loss, f"  {name}, {n_sparse}  ", va="center", ha=side)
     axes.set(xlim=(-1.5, 0.3), xlabel="leaning: the mean of Σ W_ij³ / a³ over j ≠ i "
@@ -402,10 +443,6 @@ def draw_leaning(path, weights):
     train.save_figure(figure, path)
 
 
-# n_sparse of the trained networks, n_sparse of the rugs, swaps of a search.
-SCALES = {"quick": ((128, 256, 512), (1024, 2**13, 2**16), 300),
-          "laptop": ((128, 256, 512, 1024, 2048), (1024, 2**13, 2**16, 2**20), 1000)}
-
-
 if __name__ == "__main__":
-    sweep.run("rows", __doc__, SCALES, {"rows": (points, measure, draw)})
+    parts = {"rows": (points, measure, draw)}
+    sweep.run("rows", __doc__, SCALES, parts)

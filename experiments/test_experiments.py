@@ -827,37 +827,37 @@ def test_the_parts_of_a_step_are_timed_and_change_no_weights():
 
 # ------------------------------------------------------------------------------ All chapters
 
-def refused(name):
+def raises_about(name):
     """What is inside must raise a ValueError that names a mistake."""
     return raises(ValueError, match=f"^{name} must")
 
 
 def test_mistakes_are_named():
     forged = forge.rug_at(64, 0.25, 0.05, seed=1)
-    with refused("hidden's shape"):
+    with raises_about("hidden's shape"):
         passes.decode(forged, np.zeros((1, 15)), 0.05, 1)
-    with refused("steps"):
+    with raises_about("steps"):
         descent.descend(8, 2, 0.5, steps=0)
-    with refused("rho"):
+    with raises_about("rho"):
         rows.paired_loss(0.6, 0.1, 0.7)
-    with refused("masks"):
+    with raises_about("masks"):
         rows.sum_free(64, 8, masks=7, seed=0)
-    with refused("separation"):
+    with raises_about("separation"):
         codes.priority_code(8, 2, separation=1)
 
 
 def test_mistakes_of_allocate_are_named():
-    with refused("p"):
+    with raises_about("p"):
         capacity.allocate(0 * PS, 2)
-    with refused("n_dense"):
+    with raises_about("n_dense"):
         capacity.allocate(PS, 9)
-    with refused("weights"):
+    with raises_about("weights"):
         capacity.allocate(PS, 2, 0 * PS)
 
 
 @cases("shares", [PS, EIGHT])
 def test_mistakes_of_forge_are_named(shares):
-    with refused("capacities"):
+    with raises_about("capacities"):
         capacity.forge(PS, shares, seed=0)
 
 
