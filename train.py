@@ -213,7 +213,7 @@ def print_losses(rows, p):
     print_table(["loss per feature", "loss", "±", "over theory"], lines)
     print("±: error of sampling; for several draws, how far one lies from their mean.\n"
           "'theory at the trained a, b, σ': what a Gaussian ν with these numbers would lose. The\n"
-          "difference to the line above it is what the shape of the trained ν is worth.\n")
+          "difference from the line above it is what the shape of the trained ν is worth.\n")
 
 
 def print_numbers(models, best, p):
