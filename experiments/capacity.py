@@ -14,8 +14,9 @@ hidden units.
 
 Found, with one network of each kind: hidden units are shared nearly as predicted. With eight groups
 of features, p from 0.3 to 0.005, and 512 features in 128 hidden units, the largest difference is
-0.09 after 1000 steps, although the loss is 0.59 of the predicted one. Rarity alone hardly decides who is kept: a
-feature that is on 60 times as rarely gains a quarter as much from its first bit of capacity.
+0.09 after 1000 steps, although the loss is 0.59 of the predicted one. Later the most frequent
+features get less. Rarity decides only slowly who is kept: a feature that is on one sixtieth as
+often gains a quarter as much from its first bit of capacity.
 """
 import functools
 import math
