@@ -297,7 +297,7 @@ def run(name, doc, scales, parts, arguments=None):
                     draw(figures, measure(value, found))
         except KeyboardInterrupt:
             again = "the same command without --fresh" if fresh else "the same command"
-            kept = f"Models measured so far are kept; {again} goes on."
+            kept = f"Models of the sweep measured so far are kept; {again} goes on."
             raise KeyboardInterrupt(kept if shared else "Nothing is kept.") from None
 
     parser.run(job, arguments)
